@@ -1,0 +1,91 @@
+//! Commands: how the cluster state changes.
+//!
+//! [`apply`] runs inside the Raft state machine on every node. It is total: a command that does not fit is
+//! rejected with the reason and changes nothing. Every command but Bootstrap carries the generation that it was
+//! planned against, so a stale or repeated one is rejected.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use understudy_types::{Generation, Incarnation, Lsn, NodeId, SegmentSize, SystemId, TimelineId};
+
+use crate::state::{Member, Settings, SyncList};
+
+/// What is written into the Raft log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first command of a cluster. Rejected when there is a state already.
+    Bootstrap {
+        /// Drawn by the proposer.
+        system_id: SystemId,
+        /// The initial members.
+        members: BTreeMap<NodeId, Member>,
+        /// Of every node's WAL.
+        segment_size: SegmentSize,
+        /// The initial settings.
+        settings: Settings,
+    },
+    /// The next timeline is now being decided. Never abandoned: it ends with a Promote.
+    BeginElection {
+        /// Planned against.
+        generation: Generation,
+        /// The one after the present timeline.
+        timeline: TimelineId,
+        /// For people.
+        reason: String,
+    },
+    /// Ends the election.
+    Promote {
+        /// Planned against.
+        generation: Generation,
+        /// That of the election.
+        timeline: TimelineId,
+        /// Who opens it.
+        node: NodeId,
+        /// This process start and no other.
+        incarnation: Incarnation,
+        /// S: where the new timeline begins.
+        switch_lsn: Lsn,
+        /// F: the highest LSN that may have been acknowledged.
+        safe_lsn: Lsn,
+        /// Who else has everything up to F.
+        sync: SyncList,
+        /// Unix time in milliseconds, for people.
+        time_ms: i64,
+    },
+    /// The primary changes the sync-standby list. Rejected while an election is open.
+    SetSync {
+        /// Planned against.
+        generation: Generation,
+        /// The timeline that the proposer opened.
+        timeline: TimelineId,
+        /// The new list.
+        sync: SyncList,
+        /// The damage epoch under which each member of the list acknowledged.
+        damage_epochs: BTreeMap<NodeId, u64>,
+    },
+    /// A damaged node asks to count again. Carried out only while it is off the sync list.
+    ClearDamage {
+        /// Planned against.
+        generation: Generation,
+        /// The node.
+        node: NodeId,
+        /// How often it was marked damaged.
+        damage_epoch: u64,
+    },
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Carried out; the state has this generation now.
+    Applied {
+        /// Of the state.
+        generation: Generation,
+    },
+    /// Changed nothing.
+    Rejected {
+        /// For the log and for people.
+        reason: Rejection,
+    },
+}
