@@ -3,12 +3,29 @@
 //! [`apply`] runs inside the Raft state machine on every node. It is total: a command that does not fit is
 //! rejected with the reason and changes nothing. Every command but Bootstrap carries the generation that it was
 //! planned against, so a stale or repeated one is rejected.
+//!
+//! Proposers check far more than [`apply`] can: who sealed and who has what is not in the state. What stands
+//! here is what keeps two proposers who both mean well from contradicting each other, and the state from being
+//! nonsense.
+//!
+//! | command | carried out only |
+//! |---|---|
+//! | Bootstrap | once |
+//! | BeginElection | for the timeline after the present one, while no election is open |
+//! | Promote | for the timeline of the open election, of an eligible member, with F <= S |
+//! | SetSync | by the present timeline's primary, while no election is open (INV-DURABLE) |
+//! | ClearDamage | while no election is open, of a node that is neither on the sync list nor the primary |
+
+mod apply;
+mod rejection;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use understudy_types::{Generation, Incarnation, Lsn, NodeId, SegmentSize, SystemId, TimelineId};
 
+pub use self::apply::apply;
+pub use self::rejection::Rejection;
 use crate::state::{Member, Settings, SyncList};
 
 /// What is written into the Raft log.
@@ -64,7 +81,8 @@ pub enum Command {
         /// The damage epoch under which each member of the list acknowledged.
         damage_epochs: BTreeMap<NodeId, u64>,
     },
-    /// A damaged node asks to count again. Carried out only while it is off the sync list.
+    /// A damaged node asks to count again. Carried out only while it is off the sync list, and not the primary:
+    /// the primary counts by itself, whatever the list says.
     ClearDamage {
         /// Planned against.
         generation: Generation,

@@ -3,9 +3,9 @@
 //! Times are milliseconds on the observing node's own monotonic clock: they are never compared with
 //! another node's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_types::{Incarnation, Lsn, NodeId, Position, TimelineId};
+use understudy_types::{Generation, Incarnation, Lsn, NodeId, Position, TimelineId};
 
 /// Everything that the Raft leader's planner looks at besides the cluster state.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -14,6 +14,11 @@ pub struct Observations {
     pub me: NodeId,
     /// When the observer became Raft leader.
     pub leader_since_ms: u64,
+    /// When the observer first had a cluster state with the present timeline and the present election, or with
+    /// none: when it saw the last Promote or BeginElection, or the first state after its process start.
+    pub phase_since_ms: u64,
+    /// Unix time in milliseconds, now. For people only: it stands in the history, nothing is decided by it.
+    pub unix_time_ms: i64,
     /// By node, the observer included. A node that was never heard is absent.
     pub nodes: BTreeMap<NodeId, Observed>,
 }
@@ -55,11 +60,13 @@ pub struct NodeReport {
     /// How often it was marked damaged.
     pub damage_epoch: u64,
     /// How long ago it last heard the present primary: a beat or WAL from it; since its own process start or the
-    /// promotion, whichever is later, if it never did. In milliseconds. A primary hears itself: zero.
+    /// promotion, whichever is later, if it never did. In milliseconds. A primary hears itself: zero. "Present" is by
+    /// the cluster state of `generation`.
     pub primary_heard_ms_ago: u64,
-    /// It had a connection to the present primary, lost it, and cannot have a new one.
+    /// It had a connection to the present primary, lost it, and cannot have a new one. False again after a promotion.
     pub primary_refused: bool,
-    /// A primary's own word: a majority confirms it. True for everybody else.
+    /// A primary's own word: a majority has confirmed it within `primary_timeout`, or it opened less than that ago
+    /// ([`crate::confirm::Confirmation::is_confirmed`]). True for everybody else.
     pub confirmed: bool,
     /// The Raft leader that it knows.
     pub raft_leader: Option<NodeId>,
@@ -67,6 +74,24 @@ pub struct NodeReport {
     pub failed_to_open: Option<TimelineId>,
     /// Why it takes no part until somebody helps it; none when it does.
     pub stays_out: Option<String>,
+    /// A standby: how far its stream is.
+    pub stream_state: StreamState,
+    /// The generation of the cluster state that it has applied.
+    pub generation: Generation,
+    /// Whom it heard within `primary_timeout`, itself left out.
+    pub hears: BTreeSet<NodeId>,
+}
+
+/// How far a standby's stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StreamState {
+    /// No stream.
+    #[default]
+    Startup,
+    /// Behind.
+    Catchup,
+    /// It had everything once since the stream began.
+    Streaming,
 }
 
 /// A role that a node has, as opposed to one that it is assigned.

@@ -125,6 +125,16 @@ impl Default for Settings {
 }
 
 impl ClusterState {
+    /// Whether the cluster exists.
+    pub fn is_bootstrapped(&self) -> bool {
+        self.system_id != SystemId::default()
+    }
+
+    /// What people call `node`: its name, or its id when it is not a member.
+    pub fn name_of(&self, node: NodeId) -> String {
+        self.members.get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string())
+    }
+
     /// The present timeline; zero before the first promotion.
     pub fn timeline(&self) -> TimelineId {
         self.history.last().map_or(TimelineId::NONE, |entry| entry.switch.timeline)

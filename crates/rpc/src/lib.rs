@@ -2,8 +2,17 @@
 //!
 //! Protobuf types stop here, in the client and in the service shells of the node.
 
+pub mod convert;
+pub mod error;
+
 /// `understudy.v1`, as generated.
-#[allow(clippy::all, clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "generated code")]
+#[allow(
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod v1 {
     tonic::include_proto!("understudy.v1");
 

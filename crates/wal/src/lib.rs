@@ -1,1 +1,57 @@
+//! The write-ahead log of one node: what a commit is before it is anything else.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`record`], [`segment`] | the formats: see `docs/wal-format.md`, which draws them byte by byte |
+//! | [`appender`], [`decoder`] | laying records out, and reading them back; pure |
+//! | [`wal`] | the handle: append, flush, fork, truncate, close |
+//! | [`reader`] | whole records from memory or from the segment files |
+//! | [`offline`] | reading a log whose server is down |
+//! | [`files`] | the trait that all file IO goes through |
+//!
+//! The log is physical: every node of a cluster holds the same bytes at the same LSN (INV-BYTES). Positions
+//! keep one order, `append >= write >= flush`, and each is the end of a record.
+//!
+//! What this crate refuses to do: it never retries a failed write or fsync, never truncates below what it
+//! once reported as flushed unless it is told to by [`Wal::truncate`], and removes no segment that holds records of the chain.
 
+pub mod appender;
+mod chain;
+mod cut;
+pub mod decoder;
+mod directory;
+pub mod error;
+#[cfg(any(test, feature = "fakes"))]
+pub mod fakes;
+pub mod files;
+mod fork;
+mod history;
+pub mod offline;
+pub mod reader;
+mod real;
+pub mod record;
+mod recovery;
+mod ring;
+mod scan;
+pub mod segment;
+mod shared;
+pub mod wal;
+mod watermark;
+mod writer;
+
+pub use appender::{Appender, RecordTooLarge, max_commit_bytes};
+pub use decoder::{DecodeError, DecodedRecord, Decoder, Records};
+pub use error::WalError;
+pub use files::{File, Files, RealFiles, read_file, replace_file};
+pub use offline::OfflineLog;
+pub use reader::{Chunk, WalReader};
+pub use record::{CommitRecord, Op, Record};
+pub use recovery::{Recovery, Truncated};
+pub use wal::{Wal, WalConfig};
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod real_tests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,35 @@
+//! The sync-standby list: who must have a commit before it is acknowledged, and how that changes.
+//!
+//! | file | what it decides |
+//! |---|---|
+//! | `names` | what `synchronous_standby_names` says (PostgreSQL's grammar) |
+//! | `rule` | the safe LSN that a list and the acknowledgements give |
+//! | `wanted` | the list that the setting, the mode and the present standbys ask for |
+//! | `applied` | what the applied cluster state says of it |
+//! | `standbys` | what each standby acknowledged, over which connection, and whether that can be believed |
+//! | `manager` | the way from the list that Raft has to the wanted one, without a moment at which Raft's is false |
+//! | `status` | all of it for people |
+//!
+//! The primary runs it, one [`SyncManager`] for each timeline that it opens. No IO, no clock: events go in by
+//! `handle_*`, the safe LSN and at most one proposal to Raft come out.
+
+mod applied;
+mod manager;
+mod names;
+mod rule;
+mod standbys;
+mod status;
+mod wanted;
+
+pub use manager::SyncManager;
+pub use names::{StandbyNames, StandbyNamesError, SyncMethod};
+pub use rule::{SyncRule, holds, safe_lsn};
+pub use standbys::{Ack, ConnectionId, WalSenderState};
+pub use status::{StandbySync, SyncState, SyncStatus, SyncWait};
+
+#[cfg(test)]
+#[path = "manager_tests.rs"]
+mod manager_tests;
+#[cfg(test)]
+#[path = "random_tests.rs"]
+mod random_tests;

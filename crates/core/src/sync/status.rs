@@ -1,0 +1,135 @@
+//! The state of synchronous replication, for people: who is sync, which list is wanted, and what it waits for.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use understudy_types::{Generation, Lsn, NodeId, SyncMode};
+
+use super::standbys::{Ack, WalSenderState};
+use crate::state::SyncList;
+
+/// What [`super::SyncManager::status`] says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncStatus {
+    /// The highest LSN that was ever published as safe.
+    pub safe_lsn: Lsn,
+    /// The rule in force: the list in Raft, as of this generation.
+    pub list: SyncList,
+    /// Of the applied cluster state.
+    pub generation: Generation,
+    /// The list that the setting, the mode and the present standbys ask for. Equal to `list` when all is settled.
+    pub wanted: SyncList,
+    /// A second rule that is in force while the list changes.
+    pub change: Option<SyncChange>,
+    /// Why the list is not the wanted one, or why commits wait. Empty when all is well.
+    pub waits: Vec<SyncWait>,
+    /// Every data member but the primary.
+    pub standbys: BTreeMap<NodeId, StandbySync>,
+}
+
+/// A change of the list that is under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncChange {
+    /// What the list shall be.
+    pub list: SyncList,
+    /// The generation that it was proposed against; none while its members still lack something.
+    pub proposed: Option<Generation>,
+}
+
+/// One standby.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandbySync {
+    /// As in `pg_stat_replication`.
+    pub state: SyncState,
+    /// As in `pg_stat_replication`: 1 is best, 0 is never sync.
+    pub priority: u32,
+    /// Of its connection; none when it is not connected.
+    pub connection: Option<WalSenderState>,
+    /// What it acknowledged last.
+    pub ack: Ack,
+    /// Whether it does not count because it is, or was since it was listed, damaged.
+    pub damaged: bool,
+}
+
+/// PostgreSQL's `pg_stat_replication.sync_state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SyncState {
+    /// On the list; `FIRST`: each of the listed is waited for.
+    Sync,
+    /// On the list; `ANY`: as many of the listed as are asked for.
+    Quorum,
+    /// Named, and not on the list.
+    Potential,
+    /// Never waited for.
+    Async,
+}
+
+impl SyncState {
+    /// As it is shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sync => "sync",
+            Self::Quorum => "quorum",
+            Self::Potential => "potential",
+            Self::Async => "async",
+        }
+    }
+}
+
+impl fmt::Display for SyncState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What the sync list, or the commits, wait for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SyncWait {
+    /// Somebody else was promoted.
+    #[error("this node is no longer the primary: nothing more becomes safe here")]
+    Deposed,
+    /// The list does not change meanwhile.
+    #[error("an election is open: the sync list does not change until it has ended")]
+    Election,
+    /// The list stays as it is.
+    #[error("{error}: the sync list stays as it is until the setting is corrected")]
+    NamesRefused {
+        /// What is wrong.
+        error: super::names::StandbyNamesError,
+    },
+    /// On the way into the list.
+    #[error("the new sync list waits for node {node}, which has flushed {flush}, to flush {needs}")]
+    CatchUp {
+        /// Who.
+        node: NodeId,
+        /// What it acknowledged.
+        flush: Lsn,
+        /// The highest LSN that was published as safe.
+        needs: Lsn,
+    },
+    /// The new list has been proposed.
+    #[error("the new sync list was proposed against generation {generation} and is not known to be recorded by Raft")]
+    Raft {
+        /// That it was planned against.
+        generation: Generation,
+    },
+    /// The new list holds, and is proposed next.
+    #[error("the new sync list is ready to be proposed to Raft")]
+    Proposal,
+    /// Listed by the promotion.
+    #[error("node {node} is on the sync list since the promotion and has not connected yet")]
+    Connection {
+        /// Who.
+        node: NodeId,
+    },
+    /// In mode `required`; in the others only until the list has changed.
+    #[error("too few sync standbys are connected, {present} of {wanted} (mode {mode}): commits wait")]
+    TooFew {
+        /// As many as are asked for.
+        wanted: u32,
+        /// As many as are connected.
+        present: u32,
+        /// Of the wanted list.
+        mode: SyncMode,
+    },
+}

@@ -1,0 +1,364 @@
+//! The one place that maps errors to gRPC status, and back.
+//!
+//! Who uses it: the service shells of the node build an [`RpcError`] and return it as a `tonic::Status`; the
+//! client reads it back. A program goes by the [`Reason`], which is stable, never by the message, which is for
+//! people and says what was asked, what is so and what to do. The reason and its metadata travel as a
+//! `google.rpc.ErrorInfo` of domain [`DOMAIN`] in the status details.
+//!
+//! | reason | gRPC code | metadata | was anything done? |
+//! |---|---|---|---|
+//! | `NOT_PRIMARY` | `FAILED_PRECONDITION` | `primary`, `primary_address` | no |
+//! | `NO_PRIMARY` | `UNAVAILABLE` | | no |
+//! | `NOT_READY` | `UNAVAILABLE` | | no |
+//! | `NOT_CONFIRMED` | `UNAVAILABLE` | | no |
+//! | `PRECONDITION_FAILED` | `ABORTED` | `key`, `required`, `found` | no |
+//! | `COMMIT_OUTCOME_UNKNOWN` | `DEADLINE_EXCEEDED` at a deadline, else `UNAVAILABLE` | `why`, `timeline`, `lsn` | perhaps |
+//! | `QUEUE_FULL` | `RESOURCE_EXHAUSTED` | `limit_bytes` | no |
+//! | `LIMIT_EXCEEDED` | `INVALID_ARGUMENT` | `limit` | no |
+//! | `INVALID_ARGUMENT` | `INVALID_ARGUMENT` | | no |
+//! | `WRONG_CLUSTER`, `WRONG_NODE` | `FAILED_PRECONDITION` | `expected`, `found` | no |
+//! | `NOT_LEADER` | `FAILED_PRECONDITION` | `leader`, `leader_address` | no |
+//! | `INTERNAL` | `INTERNAL` | | perhaps |
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+use understudy_types::Position;
+
+use crate::convert::escape;
+
+/// Of every `ErrorInfo` that Understudy sends.
+pub const DOMAIN: &str = "understudy";
+
+/// How much of a key goes into an error, in characters: status details travel in HTTP/2 headers.
+const KEY_CHARS_MAX: usize = 256;
+
+/// Why a request was not carried out, in a word that does not change between versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// Another node is the primary.
+    NotPrimary,
+    /// No node is the primary at present: one is being elected, or cannot be.
+    NoPrimary,
+    /// The node is starting, stopping, or out of the cluster.
+    NotReady,
+    /// No majority confirmed that the primary still is one: it may not answer.
+    NotConfirmed,
+    /// A precondition of a commit does not hold: nothing was written.
+    PreconditionFailed,
+    /// The commit may or may not take effect: the request id tells later.
+    CommitOutcomeUnknown,
+    /// More waits to be committed than the primary holds.
+    QueueFull,
+    /// A key, a value, a commit or a message is too large.
+    LimitExceeded,
+    /// The request makes no sense.
+    InvalidArgument,
+    /// The request is meant for another cluster.
+    WrongCluster,
+    /// The request is meant for another node, or an earlier life of this one.
+    WrongNode,
+    /// Another node leads the control plane.
+    NotLeader,
+    /// Something that should not happen did.
+    Internal,
+}
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Reason; 13] = [
+        Self::NotPrimary,
+        Self::NoPrimary,
+        Self::NotReady,
+        Self::NotConfirmed,
+        Self::PreconditionFailed,
+        Self::CommitOutcomeUnknown,
+        Self::QueueFull,
+        Self::LimitExceeded,
+        Self::InvalidArgument,
+        Self::WrongCluster,
+        Self::WrongNode,
+        Self::NotLeader,
+        Self::Internal,
+    ];
+
+    /// As it stands on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotPrimary => "NOT_PRIMARY",
+            Self::NoPrimary => "NO_PRIMARY",
+            Self::NotReady => "NOT_READY",
+            Self::NotConfirmed => "NOT_CONFIRMED",
+            Self::PreconditionFailed => "PRECONDITION_FAILED",
+            Self::CommitOutcomeUnknown => "COMMIT_OUTCOME_UNKNOWN",
+            Self::QueueFull => "QUEUE_FULL",
+            Self::LimitExceeded => "LIMIT_EXCEEDED",
+            Self::InvalidArgument => "INVALID_ARGUMENT",
+            Self::WrongCluster => "WRONG_CLUSTER",
+            Self::WrongNode => "WRONG_NODE",
+            Self::NotLeader => "NOT_LEADER",
+            Self::Internal => "INTERNAL",
+        }
+    }
+
+    /// The reason of this name; none for a name of a later version.
+    pub fn from_name(name: &str) -> Option<Reason> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+
+    /// Whether the same request, sent again later or elsewhere, may succeed. A commit may be sent again only
+    /// with the same request id.
+    pub const fn is_retryable(self) -> bool {
+        match self {
+            Self::NotPrimary
+            | Self::NoPrimary
+            | Self::NotReady
+            | Self::NotConfirmed
+            | Self::CommitOutcomeUnknown
+            | Self::QueueFull
+            | Self::NotLeader
+            | Self::Internal => true,
+            Self::PreconditionFailed
+            | Self::LimitExceeded
+            | Self::InvalidArgument
+            | Self::WrongCluster
+            | Self::WrongNode => false,
+        }
+    }
+
+    /// Whether the refused request may have taken effect all the same, or may still.
+    pub const fn may_have_taken_effect(self) -> bool {
+        match self {
+            Self::CommitOutcomeUnknown | Self::Internal => true,
+            Self::NotPrimary
+            | Self::NoPrimary
+            | Self::NotReady
+            | Self::NotConfirmed
+            | Self::PreconditionFailed
+            | Self::QueueFull
+            | Self::LimitExceeded
+            | Self::InvalidArgument
+            | Self::WrongCluster
+            | Self::WrongNode
+            | Self::NotLeader => false,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Why the outcome of a commit is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UnknownWhy {
+    /// The sync standbys had not confirmed it at the deadline of the request.
+    Deadline,
+    /// The primary was deposed, or gave way to an election.
+    StepDown,
+    /// The primary is stopping.
+    Stopping,
+}
+
+impl UnknownWhy {
+    /// As it stands in the metadata.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deadline => "deadline",
+            Self::StepDown => "step_down",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// An error as a service answers it and a client reads it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct RpcError {
+    /// For programs.
+    pub reason: Reason,
+    /// For people.
+    pub message: String,
+    /// For programs: see the module's table.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl RpcError {
+    /// An error without metadata. `message` says what was asked, what is so and what to do.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), metadata: BTreeMap::new() }
+    }
+
+    /// This error with one more fact for programs.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl fmt::Display) -> Self {
+        self.metadata.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    /// One fact of the metadata; none when it was not said.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// `asked` (a commit, a linearizable read) needs the primary, and that is another node.
+    pub fn not_primary(asked: &str, primary: &str, primary_address: &str) -> Self {
+        let message = format!(
+            "{asked} needs the primary, and this node is not it: {primary} at {primary_address} is; send the request there"
+        );
+        Self::new(Reason::NotPrimary, message).with("primary", primary).with("primary_address", primary_address)
+    }
+
+    /// `asked` needs the primary, and there is none. `why` says what is going on.
+    pub fn no_primary(asked: &str, why: &str) -> Self {
+        let message =
+            format!("{asked} needs the primary, and there is none now: {why}; try again, with the same request id");
+        Self::new(Reason::NoPrimary, message)
+    }
+
+    /// This node cannot answer `asked` yet, or any more.
+    pub fn not_ready(asked: &str, why: &str) -> Self {
+        Self::new(
+            Reason::NotReady,
+            format!("{asked} cannot be answered by this node: {why}; try again, or ask another node"),
+        )
+    }
+
+    /// `asked` rests on this node being the primary, and no majority confirmed it in time.
+    pub fn not_confirmed(asked: &str, why: &str) -> Self {
+        let message = format!(
+            "{asked} needs a majority's word that this node is still the primary, and that did not come: {why}; try again"
+        );
+        Self::new(Reason::NotConfirmed, message)
+    }
+
+    /// A commit required something of `key` that is not so. `required` and `found` are short: `no value`,
+    /// `version 0/010000A0@1`.
+    pub fn precondition_failed(key: &[u8], required: &str, found: &str) -> Self {
+        let key = escape(key, KEY_CHARS_MAX);
+        let message = format!(
+            "the commit requires of key \"{key}\": {required}; found: {found}; nothing was written; read the key again and decide anew"
+        );
+        Self::new(Reason::PreconditionFailed, message).with("key", key).with("required", required).with("found", found)
+    }
+
+    /// The commit stands in the primary's log at `position`, and whether it stays there is not known.
+    pub fn commit_outcome_unknown(position: Option<Position>, why: UnknownWhy) -> Self {
+        let so = match why {
+            UnknownWhy::Deadline => "the sync standbys had not confirmed it at its deadline",
+            UnknownWhy::StepDown => "this node gave way to an election before it was confirmed",
+            UnknownWhy::Stopping => "this node stops before it was confirmed",
+        };
+        let place = position.map_or_else(String::new, |position| format!(" at {position}"));
+        let message = format!(
+            "the outcome of the commit{place} is unknown: {so}; send it again with the same request id to learn it"
+        );
+        let error = Self::new(Reason::CommitOutcomeUnknown, message).with("why", why.as_str());
+        match position {
+            Some(position) => error.with("timeline", position.timeline.get()).with("lsn", position.lsn.get()),
+            None => error,
+        }
+    }
+
+    /// The sequencer's queue holds `limit_bytes` already.
+    pub fn queue_full(limit_bytes: usize) -> Self {
+        let message = format!(
+            "the commit cannot be queued: {limit_bytes} bytes of commits wait already, the most that the primary holds; try again after a pause"
+        );
+        Self::new(Reason::QueueFull, message).with("limit_bytes", limit_bytes)
+    }
+
+    /// `what` has `found` of something (`bytes`, `operations`) and may have `limit`.
+    pub fn limit_exceeded(what: &str, found: usize, limit: usize, unit: &str) -> Self {
+        let message = format!("{what} has {found} {unit}, the limit is {limit}; split it, or store less");
+        Self::new(Reason::LimitExceeded, message).with("limit", limit)
+    }
+
+    /// The request makes no sense; `message` says what, and what would.
+    pub fn invalid_argument(message: impl Into<String>) -> Self {
+        Self::new(Reason::InvalidArgument, message)
+    }
+
+    /// The request is meant for cluster `expected`, and this one is `found`.
+    pub fn wrong_cluster(expected: impl fmt::Display, found: impl fmt::Display) -> Self {
+        let message = format!(
+            "the request is meant for the cluster with system id {expected}, and this node belongs to {found}; check the addresses"
+        );
+        Self::new(Reason::WrongCluster, message).with("expected", expected).with("found", found)
+    }
+
+    /// The request is meant for node `expected`, and this one is `found`.
+    pub fn wrong_node(expected: impl fmt::Display, found: impl fmt::Display) -> Self {
+        let message = format!(
+            "the request is meant for node {expected}, and this is node {found}; check the addresses, and whether a data directory was replaced"
+        );
+        Self::new(Reason::WrongNode, message).with("expected", expected).with("found", found)
+    }
+
+    /// `asked` needs the Raft leader; `leader` is it, as far as this node knows.
+    pub fn not_leader(asked: &str, leader: Option<(&str, &str)>) -> Self {
+        match leader {
+            Some((name, address)) => {
+                let message = format!(
+                    "{asked} needs the Raft leader, and this node is not it: {name} at {address} is; ask there"
+                );
+                Self::new(Reason::NotLeader, message).with("leader", name).with("leader_address", address)
+            }
+            None => {
+                let message = format!("{asked} needs the Raft leader, and this node knows of none now; try again");
+                Self::new(Reason::NotLeader, message)
+            }
+        }
+    }
+
+    /// Something failed that should not: `message` says what and where to look.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Reason::Internal, message)
+    }
+
+    /// The gRPC code that it is answered with.
+    pub fn code(&self) -> Code {
+        match self.reason {
+            Reason::NotPrimary | Reason::WrongCluster | Reason::WrongNode | Reason::NotLeader => {
+                Code::FailedPrecondition
+            }
+            Reason::NoPrimary | Reason::NotReady | Reason::NotConfirmed => Code::Unavailable,
+            Reason::PreconditionFailed => Code::Aborted,
+            Reason::CommitOutcomeUnknown if self.get("why") == Some(UnknownWhy::Deadline.as_str()) => {
+                Code::DeadlineExceeded
+            }
+            Reason::CommitOutcomeUnknown => Code::Unavailable,
+            Reason::QueueFull => Code::ResourceExhausted,
+            Reason::LimitExceeded | Reason::InvalidArgument => Code::InvalidArgument,
+            Reason::Internal => Code::Internal,
+        }
+    }
+
+    /// Reads back what a node of this or a similar version answered; none for a status that another party made
+    /// (the transport, a proxy) or for a reason that this version does not know.
+    pub fn from_status(status: &Status) -> Option<RpcError> {
+        let info = status.get_details_error_info()?;
+        let reason = Reason::from_name(&info.reason).filter(|_| info.domain == DOMAIN)?;
+        Some(Self { reason, message: status.message().to_owned(), metadata: info.metadata.into_iter().collect() })
+    }
+}
+
+impl From<RpcError> for Status {
+    fn from(error: RpcError) -> Status {
+        let code = error.code();
+        let metadata: HashMap<String, String> = error.metadata.into_iter().collect();
+        Status::with_error_details(
+            code,
+            error.message,
+            ErrorDetails::with_error_info(error.reason.as_str(), DOMAIN, metadata),
+        )
+    }
+}
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;
