@@ -142,8 +142,14 @@ pub fn sync_list(mode: SyncMode, wanted: u32, members: BTreeSet<NodeId>) -> Sync
 ///
 /// An incomplete seal counts for nothing, not even towards the majority of voters: the node may still have
 /// written bytes on their way to the disk, so its position does not stand yet.
+///
+/// A node that follows or opened the very timeline that is being decided knows more than this state: the election is
+/// over. Its promise stands, but its WAL grows again, and by the old history that would look like a position: a
+/// leader that has not heard of the promotion would have somebody fetch the new timeline as if it were the old.
 pub fn is_sealed(state: &ClusterState, report: &NodeReport) -> bool {
-    report.seal.is_some_and(|seal| seal.complete && seal.timeline == state.fence())
+    let deciding = state.fence();
+    let moved_on = report.timeline >= deciding || report.wal_end.timeline >= deciding;
+    !moved_on && report.seal.is_some_and(|seal| seal.complete && seal.timeline == deciding)
 }
 
 /// The positions of the counted nodes.
@@ -170,8 +176,8 @@ fn counted_positions(state: &ClusterState, reports: &Reports<'_>) -> BTreeMap<No
 #[path = "election/fixture.rs"]
 pub(crate) mod fixture;
 #[cfg(test)]
-#[path = "election/tests.rs"]
-mod tests;
-#[cfg(test)]
 #[path = "election/oracle_tests.rs"]
 mod oracle_tests;
+#[cfg(test)]
+#[path = "election/tests.rs"]
+mod tests;

@@ -81,6 +81,9 @@ pub enum NodeAction {
         timeline: TimelineId,
     },
     /// The winner of an election gets the WAL that it lacks. Nothing to do when that is under way.
+    ///
+    /// The source gives only while it is completely sealed for this very election and neither follows nor opened the
+    /// timeline yet: afterwards what it has below `until` may be the new timeline's, and the order an old one.
     Fetch {
         /// The election. Void when another timeline is sealed.
         election: TimelineId,
@@ -197,7 +200,11 @@ fn fetch(node: &NodeState, state: &ClusterState) -> Option<NodeAction> {
     if !mine || position(node, state) >= order.until {
         return None;
     }
-    rejoin(node, state).or(Some(NodeAction::Fetch { election: order.election, source: order.source, until: order.until }))
+    rejoin(node, state).or(Some(NodeAction::Fetch {
+        election: order.election,
+        source: order.source,
+        until: order.until,
+    }))
 }
 
 /// This node was promoted.

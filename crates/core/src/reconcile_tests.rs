@@ -182,13 +182,15 @@ fn a_node_that_applied_what_was_left_stays_out() {
 
 #[test]
 fn a_witness_only_seals() {
-    let witness = NodeState { role: NodeRole::Witness, wal_end: Position::default(), applied: Lsn::INVALID, ..node(3, 0) };
+    let witness =
+        NodeState { role: NodeRole::Witness, wal_end: Position::default(), applied: Lsn::INVALID, ..node(3, 0) };
     assert_eq!(reconcile(&witness, &promoted()), []);
 }
 
 #[test]
 fn a_damaged_node_asks_to_count_again_once_nobody_counts_on_it() {
-    let damaged = |number| NodeState { damaged: true, damage_epoch: 2, following: following(2, 2), ..node(number, 450) };
+    let damaged =
+        |number| NodeState { damaged: true, damage_epoch: 2, following: following(2, 2), ..node(number, 450) };
     let mut state = promoted();
     let ask = NodeAction::ProposeClearDamage { generation: Generation::new(1), damage_epoch: 2 };
     assert_eq!(reconcile(&damaged(1), &state), std::slice::from_ref(&ask));

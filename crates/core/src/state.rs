@@ -12,7 +12,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use understudy_types::{Generation, Incarnation, Lsn, NodeId, NodeName, SegmentSize, SyncMode, SystemId, TimelineHistory, TimelineId, TimelineSwitch};
+use understudy_types::{
+    Generation, Incarnation, Lsn, NodeId, NodeName, SegmentSize, SyncMode, SystemId, TimelineHistory, TimelineId,
+    TimelineSwitch,
+};
 
 /// What every node knows once it has applied the same Raft log.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

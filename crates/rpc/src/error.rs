@@ -12,7 +12,7 @@
 //! | `NOT_READY` | `UNAVAILABLE` | | no |
 //! | `NOT_CONFIRMED` | `UNAVAILABLE` | | no |
 //! | `PRECONDITION_FAILED` | `ABORTED` | `key`, `required`, `found` | no |
-//! | `COMMIT_OUTCOME_UNKNOWN` | `DEADLINE_EXCEEDED` at a deadline, else `UNAVAILABLE` | `why`, `timeline`, `lsn` | perhaps |
+//! | `COMMIT_OUTCOME_UNKNOWN` | `DEADLINE_EXCEEDED` or `UNAVAILABLE` | `why`, `timeline`, `lsn` | perhaps |
 //! | `QUEUE_FULL` | `RESOURCE_EXHAUSTED` | `limit_bytes` | no |
 //! | `LIMIT_EXCEEDED` | `INVALID_ARGUMENT` | `limit` | no |
 //! | `INVALID_ARGUMENT` | `INVALID_ARGUMENT` | | no |
@@ -208,7 +208,8 @@ impl RpcError {
     /// `asked` (a commit, a linearizable read) needs the primary, and that is another node.
     pub fn not_primary(asked: &str, primary: &str, primary_address: &str) -> Self {
         let message = format!(
-            "{asked} needs the primary, and this node is not it: {primary} at {primary_address} is; send the request there"
+            "{asked} needs the primary, and this node is not it: {primary} at {primary_address} is; \
+             send the request there"
         );
         Self::new(Reason::NotPrimary, message).with("primary", primary).with("primary_address", primary_address)
     }
@@ -231,7 +232,8 @@ impl RpcError {
     /// `asked` rests on this node being the primary, and no majority confirmed it in time.
     pub fn not_confirmed(asked: &str, why: &str) -> Self {
         let message = format!(
-            "{asked} needs a majority's word that this node is still the primary, and that did not come: {why}; try again"
+            "{asked} needs a majority's word that this node is still the primary, and that did not come: \
+             {why}; try again"
         );
         Self::new(Reason::NotConfirmed, message)
     }
@@ -241,7 +243,8 @@ impl RpcError {
     pub fn precondition_failed(key: &[u8], required: &str, found: &str) -> Self {
         let key = escape(key, KEY_CHARS_MAX);
         let message = format!(
-            "the commit requires of key \"{key}\": {required}; found: {found}; nothing was written; read the key again and decide anew"
+            "the commit requires of key \"{key}\": {required}; found: {found}; nothing was written; \
+             read the key again and decide anew"
         );
         Self::new(Reason::PreconditionFailed, message).with("key", key).with("required", required).with("found", found)
     }
@@ -267,7 +270,8 @@ impl RpcError {
     /// The sequencer's queue holds `limit_bytes` already.
     pub fn queue_full(limit_bytes: usize) -> Self {
         let message = format!(
-            "the commit cannot be queued: {limit_bytes} bytes of commits wait already, the most that the primary holds; try again after a pause"
+            "the commit cannot be queued: {limit_bytes} bytes of commits wait already, \
+             the most that the primary holds; try again after a pause"
         );
         Self::new(Reason::QueueFull, message).with("limit_bytes", limit_bytes)
     }
@@ -286,7 +290,8 @@ impl RpcError {
     /// The request is meant for cluster `expected`, and this one is `found`.
     pub fn wrong_cluster(expected: impl fmt::Display, found: impl fmt::Display) -> Self {
         let message = format!(
-            "the request is meant for the cluster with system id {expected}, and this node belongs to {found}; check the addresses"
+            "the request is meant for the cluster with system id {expected}, and this node \
+             belongs to {found}; check the addresses"
         );
         Self::new(Reason::WrongCluster, message).with("expected", expected).with("found", found)
     }
@@ -294,7 +299,8 @@ impl RpcError {
     /// The request is meant for node `expected`, and this one is `found`.
     pub fn wrong_node(expected: impl fmt::Display, found: impl fmt::Display) -> Self {
         let message = format!(
-            "the request is meant for node {expected}, and this is node {found}; check the addresses, and whether a data directory was replaced"
+            "the request is meant for node {expected}, and this is node {found}; check the addresses, \
+             and whether a data directory was replaced"
         );
         Self::new(Reason::WrongNode, message).with("expected", expected).with("found", found)
     }

@@ -76,7 +76,7 @@ fn workload(files: &SimFiles, expected: &mut Expected) -> Result<(), WalError> {
     expected.commits(&mut log, &[3000])?;
     expected.truncate(&mut log, first, 2)?;
     expected.begin(&mut log, &[(1, start()), (2, first), (3, second), (5, first)])?;
-    log.fill_to(SIZE.start_of(SegmentNo::new(3)));
+    log.fill_to(SIZE.start_of(SegmentNo::new(3)))?;
     expected.flush(&mut log)?;
     let boundary = log.end().lsn;
     expected.begin(&mut log, &[(1, start()), (2, first), (3, second), (5, first), (6, boundary)])?;
@@ -88,7 +88,8 @@ fn workload(files: &SimFiles, expected: &mut Expected) -> Result<(), WalError> {
 
 /// Recovers, and checks what is found; returns where the log ends.
 fn check(files: &SimFiles, expected: &Expected, context: &str) -> Lsn {
-    let applied = if expected.flushed % 16 == 0 { start().advance(expected.flushed as u64) } else { Lsn::INVALID };
+    let applied =
+        if expected.flushed.is_multiple_of(16) { start().advance(expected.flushed as u64) } else { Lsn::INVALID };
     let (wal, recovery) = open(files, applied).unwrap_or_else(|error| panic!("{context}: {error}"));
     let end = Expected::offset(recovery.end.lsn);
     assert!(end >= expected.flushed, "{context}: {end} bytes are left of {} that were flushed", expected.flushed);

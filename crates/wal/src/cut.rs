@@ -37,8 +37,11 @@ pub(crate) fn cut(directory: &Directory, chain: &Chain, to: Lsn) -> Result<(Chai
         }
         let on_chain = chain.timeline_of_file(file.segment, size) == file.timeline;
         if on_chain && size.start_of(file.segment.next()) > to {
-            let used = used_bytes(directory, file, 0)?;
-            dropped = dropped.max(start.advance(used).saturating_since(to));
+            match used_bytes(directory, file, 0)? {
+                // It was only made ahead.
+                0 => {}
+                used => dropped = dropped.max(start.advance(used).saturating_since(to)),
+            }
         }
         directory.remove(&directory.segment_path(file))?;
         removed = true;

@@ -118,8 +118,8 @@ pub(crate) fn cut(directory: &Directory, chain: &Chain) -> Result<(), WalError> 
     if later.is_empty() {
         return Ok(());
     }
-    if chain.latest() != TimelineId::NONE {
-        // A node that was given several timelines at once has a file for the last of them only.
+    if chain.latest() != TimelineId::NONE && !files.contains(&chain.latest()) {
+        // Whoever wrote on a timeline made its file; should that be gone, the later ones' files hold all that it said.
         store(directory, chain)?;
     }
     for timeline in later.iter().rev() {

@@ -109,12 +109,6 @@ fn a_corrupt_file_is_named_and_not_sent() {
     let mut log = Log::new();
     let first = log.append(&commit(0, 100)).expect("open");
     log.append(&commit(1, 100)).expect("open");
-    let wal = from_files(log, 0);
-    let files = crate::fakes::SimFiles::new();
-    drop((wal, files));
-    let mut log = Log::new();
-    log.append(&commit(0, 100)).expect("open");
-    log.append(&commit(1, 100)).expect("open");
     let files = log.close();
     let (wal, _) = Wal::open(Arc::new(files.clone()), config(0), Lsn::INVALID).expect("clean");
     files.flip_bit(&path_of(1, 1), usize::try_from(SIZE.offset_of(first)).expect("small") + 40, 2);
@@ -127,7 +121,7 @@ fn a_corrupt_file_is_named_and_not_sent() {
 #[test]
 fn the_header_on_the_wire_is_that_of_the_first_record() {
     let mut log = Log::new();
-    log.fill_to(SIZE.start_of(SegmentNo::new(2)));
+    log.fill_to(SIZE.start_of(SegmentNo::new(2))).expect("open");
     let fork = log.append(&commit(0, 100)).expect("open");
     log.begin(&history(&[(1, start()), (2, fork)])).expect("a fork");
     log.append(&commit(1, 100)).expect("open");

@@ -19,7 +19,10 @@ fn follow(wal: &Wal, end: Lsn, bytes_max: usize) -> usize {
     while reader.position() < end {
         match reader.read(Lsn::MAX, bytes_max).expect("readable") {
             Some(chunk) => {
-                records += decoder.decode(chunk.start, &chunk.bytes).map(|record| record.expect("good")).count()
+                for record in decoder.decode(chunk.start, &chunk.bytes) {
+                    record.expect("a good record");
+                    records += 1;
+                }
             }
             None => std::thread::yield_now(),
         }
@@ -67,6 +70,6 @@ fn readers_follow_while_it_is_written() {
     let (wal, recovery) = Wal::open(Arc::new(RealFiles), config(dir.path()), end).expect("clean");
     assert_eq!((recovery.end.lsn, recovery.truncated), (end, None));
     assert!(read_all(&wal, start(), 64 << 10) == content);
-    let (_, middle) = (wal.truncate(start()), wal.end());
-    assert_eq!(middle.lsn, start());
+    wal.truncate(start()).expect("to the begin");
+    assert_eq!(wal.end().lsn, start());
 }

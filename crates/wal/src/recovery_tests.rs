@@ -107,7 +107,7 @@ fn an_applied_position_that_the_log_does_not_have_is_corruption() {
 fn a_missing_segment_below_the_watermark_is_corruption() {
     let mut log = Log::new();
     let first = log.append(&commit(0, 100)).expect("open");
-    log.fill_to(Lsn::new(3 << 20));
+    log.fill_to(Lsn::new(3 << 20)).expect("open");
     let end = log.append(&commit(1, 100)).expect("open");
     let files = log.close();
     use crate::files::Files as _;

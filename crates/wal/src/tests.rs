@@ -107,19 +107,16 @@ impl Log {
     }
 
     /// Appends commits until the log ends exactly at `end`.
-    pub(crate) fn fill_to(&mut self, end: Lsn) {
-        loop {
-            let left = usize::try_from(end.saturating_since(self.wal.end().lsn)).expect("small");
-            let header = if SIZE.offset_of(self.wal.end().lsn) == 0 { 64 } else { 0 };
-            match left - header {
-                0 => break,
-                left if left > 100_000 => self.append(&commit(left as u64, 60_000)).expect("open"),
-                left => self.append(&commit(left as u64, left - 24)).expect("open"),
+    pub(crate) fn fill_to(&mut self, end: Lsn) -> Result<(), WalError> {
+        while self.wal.end().lsn < end {
+            let at = self.wal.end().lsn;
+            let header = if SIZE.offset_of(at) == 0 { 64 } else { 0 };
+            match usize::try_from(end.saturating_since(at)).expect("small") - header {
+                left if left > 100_000 => self.append(&commit(left as u64, 60_000))?,
+                left => self.append(&commit(left as u64, left - 24))?,
             };
-            if self.wal.end().lsn == end {
-                break;
-            }
         }
+        Ok(())
     }
 
     pub(crate) fn end(&self) -> Position {

@@ -134,7 +134,7 @@ fn a_begun_timeline_is_in_the_history_and_the_end_is_still_the_last_records() {
 fn a_fork_at_a_segment_boundary_makes_no_file_until_a_record_comes() {
     let mut log = Log::new();
     let boundary = SIZE.start_of(SegmentNo::new(2));
-    log.fill_to(boundary);
+    log.fill_to(boundary).expect("open");
     log.begin(&history(&[(1, start()), (2, boundary)])).expect("a fork at the end");
     assert_eq!(log.files.content(&path_of(2, 1)), None);
     assert_eq!(log.files.content(&path_of(1, 2)), None, "what was prepared for the old timeline is gone");
@@ -170,7 +170,7 @@ fn a_timeline_that_does_not_continue_this_log_is_refused() {
 fn truncation_keeps_what_it_cuts_off_and_the_log_goes_on() {
     let mut log = Log::new();
     let ends: Vec<Lsn> = (0..4).map(|number| log.append(&commit(number, 100)).expect("open")).collect();
-    log.fill_to(SIZE.start_of(SegmentNo::new(3)));
+    log.fill_to(SIZE.start_of(SegmentNo::new(3))).expect("open");
     let old_end = log.append(&commit(9, 100)).expect("open");
     let cut_off = log.content[usize::try_from(ends[1].saturating_since(start())).expect("small")..].to_vec();
     log.truncate(ends[1]).expect("a record ends there");
@@ -242,24 +242,22 @@ fn truncation_to_what_is_not_there_is_refused() {
 
 #[test]
 fn a_missing_lower_history_file_is_made_when_the_chain_is_cut() {
-    let mut log = Log::empty();
-    // A standby is told of timelines 1 to 3 at once, so it has one file, of the last.
-    log.begin(&history(&[(1, start()), (2, start()), (3, start())])).expect("all at the begin");
+    let mut log = Log::new();
     let first = log.append(&commit(0, 100)).expect("open");
-    let second = log.append(&commit(1, 100)).expect("open");
-    let histories = history(&[(1, start()), (2, start()), (3, start()), (4, second)]);
-    log.begin(&histories).expect("a fork");
+    let fork = log.append(&commit(1, 100)).expect("open");
+    log.begin(&history(&[(1, start()), (2, fork)])).expect("a fork");
     log.append(&commit(2, 100)).expect("open");
+    log.files.remove(&config(0).dir.join("00000001.history")).expect("there");
     log.truncate(first).expect("below the switch");
     let files = log.close();
     let (_, recovery) = open(&files, Lsn::INVALID).expect("clean");
-    assert_eq!((recovery.end, recovery.history.latest().get()), (position(3, first), 3));
+    assert_eq!((recovery.end, recovery.history.latest().get()), (position(1, first), 1));
 }
 
 #[test]
 fn the_watermark_is_raised_at_a_segment_switch_and_on_a_clean_stop() {
     let mut log = Log::new();
-    log.fill_to(SIZE.start_of(SegmentNo::new(2)));
+    log.fill_to(SIZE.start_of(SegmentNo::new(2))).expect("open");
     log.append(&commit(0, 100)).expect("open");
     log.wal.flush().expect("no fault");
     let watermark = |files: &crate::fakes::SimFiles| {
@@ -274,7 +272,7 @@ fn the_watermark_is_raised_at_a_segment_switch_and_on_a_clean_stop() {
 #[test]
 fn an_offline_log_is_read_without_touching_it() {
     let mut log = Log::new();
-    log.fill_to(SIZE.start_of(SegmentNo::new(2)));
+    log.fill_to(SIZE.start_of(SegmentNo::new(2))).expect("open");
     let end = log.append(&commit(0, 100)).expect("open");
     let files = log.close();
     let before = files.operations();

@@ -1,1 +1,81 @@
-fn main() {}
+//! `cargo xtask`: what a developer and CI run, in Rust instead of shell scripts.
+//!
+//! | command | what it does |
+//! |---|---|
+//! | `cargo xtask demo` | installs what is missing, builds, and runs the failover demo on real data |
+//! | `cargo xtask test` | installs what is missing, builds, and runs every check and every test |
+//! | `cargo xtask tidy` | checks the rules that no compiler checks: dependency edges, file sizes, links, invariants |
+//!
+//! This crate depends on nothing that needs a C++ compiler or libclang: it is what installs them. The demo itself
+//! therefore is a binary of its own (`understudy-demo` in `cluster-tests`), built once the prerequisites are there.
+
+mod cargo;
+mod prerequisites;
+mod tidy;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, checks, tests and shows Understudy", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Three servers, real data, a killed primary; prints what was lost (nothing) and how long writes were away.
+    ///
+    /// Options are those of the demo itself: `cargo xtask demo --help` lists them.
+    #[command(disable_help_flag = true)]
+    Demo {
+        /// For the demo.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
+    /// Formatting, lints, tidy, doc tests, all tests; the last lines are the test runner's summary.
+    Test {
+        /// For `cargo nextest run`, e.g. a filter.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
+    /// Dependency edges, file sizes, links in the documentation, invariants in code and tests.
+    Tidy,
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().command {
+        Task::Demo { options } => demo(&options),
+        Task::Test { options } => test(&options),
+        Task::Tidy => tidy::run(&cargo::workspace_root()),
+    }
+}
+
+fn demo(options: &[OsString]) -> Result<ExitCode> {
+    prerequisites::for_building()?;
+    cargo::run(["build", "--workspace", "--bins"])?;
+    let server = cargo::binary("understudy");
+    cargo::exit_code_of(
+        std::process::Command::new(cargo::binary("understudy-demo")).arg("--server").arg(server).args(options),
+    )
+}
+
+fn test(options: &[OsString]) -> Result<ExitCode> {
+    prerequisites::for_building()?;
+    prerequisites::for_testing()?;
+    cargo::run(["fmt", "--all", "--check"])?;
+    let tidied = tidy::run(&cargo::workspace_root())?;
+    if tidied != ExitCode::SUCCESS {
+        return Ok(tidied);
+    }
+    cargo::run(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    cargo::run(["build", "--workspace", "--bins"])?;
+    cargo::run(["test", "--workspace", "--doc"])?;
+    // Last, so that its summary is the last thing on the screen.
+    let mut nextest = cargo::command(["nextest", "run", "--workspace"]);
+    cargo::exit_code_of(nextest.args(options).env("UNDERSTUDY_BIN", cargo::binary("understudy")))
+}

@@ -34,7 +34,11 @@ fn in_election() -> ClusterState {
 }
 
 fn begin_election(state: &ClusterState, timeline: u32) -> Command {
-    Command::BeginElection { generation: state.generation, timeline: TimelineId::new(timeline), reason: "n1 is gone".into() }
+    Command::BeginElection {
+        generation: state.generation,
+        timeline: TimelineId::new(timeline),
+        reason: "n1 is gone".into(),
+    }
 }
 
 fn promote_to(state: &ClusterState, node: u64, sync: SyncList) -> Command {
@@ -95,12 +99,16 @@ fn a_cluster_that_could_not_work_is_not_bootstrapped() {
         (|members, _, _| members.clear(), "no member votes"),
         (|members, _, _| drop(members.insert(NodeId::default(), member(9))), "a node id is zero"),
         (|members, _, _| members.values_mut().for_each(|m| m.voter = false), "no member votes"),
-        (|members, _, _| members.values_mut().for_each(|m| m.failover_priority = 0), "no member could ever be promoted"),
+        (
+            |members, _, _| members.values_mut().for_each(|m| m.failover_priority = 0),
+            "no member could ever be promoted",
+        ),
         (|members, _, _| members.values_mut().for_each(|m| m.name = "N1".parse().unwrap()), "two members are named N1"),
         (|_, _, settings| settings.synchronous_standby_names = "ANY 0 (*)".into(), "cannot bootstrap: "),
     ];
     for (change, expected) in cases {
-        let Command::Bootstrap { mut system_id, mut members, segment_size, mut settings } = bootstrap_command(&[1, 2]) else {
+        let Command::Bootstrap { mut system_id, mut members, segment_size, mut settings } = bootstrap_command(&[1, 2])
+        else {
             unreachable!()
         };
         change(&mut members, &mut system_id, &mut settings);
@@ -135,7 +143,8 @@ fn an_election_is_of_the_next_timeline_and_never_abandoned() {
     let mut state = settled();
     for timeline in [0, 1, 3] {
         let text = rejected(&state, &begin_election(&state, timeline));
-        let expected = format!("cannot begin the election of timeline {timeline}: the present timeline is 1, so 2 is next");
+        let expected =
+            format!("cannot begin the election of timeline {timeline}: the present timeline is 1, so 2 is next");
         assert_eq!(text, expected);
     }
     let begin = begin_election(&state, 2);
@@ -201,10 +210,22 @@ fn f_is_never_beyond_s_and_s_is_a_position() {
     let with = |switch_lsn, safe_lsn| {
         let (timeline, node, incarnation) = (TimelineId::new(2), id(2), Incarnation::new(20));
         let (switch_lsn, safe_lsn, sync) = (Lsn::new(switch_lsn), Lsn::new(safe_lsn), list(&[], 0));
-        Command::Promote { generation: state.generation, timeline, node, incarnation, switch_lsn, safe_lsn, sync, time_ms: 0 }
+        Command::Promote {
+            generation: state.generation,
+            timeline,
+            node,
+            incarnation,
+            switch_lsn,
+            safe_lsn,
+            sync,
+            time_ms: 0,
+        }
     };
     let text = rejected(&state, &with(500, 501));
-    assert_eq!(text, "cannot promote: up to 0/000001F5 may have been acknowledged, but the timeline would begin at 0/000001F4");
+    assert_eq!(
+        text,
+        "cannot promote: up to 0/000001F5 may have been acknowledged, but the timeline would begin at 0/000001F4"
+    );
     assert_eq!(rejected(&state, &with(0, 0)), "cannot promote: timeline 2 begins at an invalid LSN");
     assert_applied(apply(&mut state.clone(), &with(500, 500)));
 }

@@ -70,7 +70,9 @@ pub enum Rejection {
         witness: bool,
     },
     /// F is at most S.
-    #[error("cannot promote: up to {safe_lsn} may have been acknowledged, but the timeline would begin at {switch_lsn}")]
+    #[error(
+        "cannot promote: up to {safe_lsn} may have been acknowledged, but the timeline would begin at {switch_lsn}"
+    )]
     SafeBeyondSwitch {
         /// F.
         safe_lsn: Lsn,

@@ -47,7 +47,11 @@ pub enum Basis {
 ///
 /// # Errors
 /// [`Blocked`], with all that is missing.
-pub fn may_promote(state: &ClusterState, reports: &Reports<'_>, primary_end: Option<Lsn>) -> Result<Qualified, Blocked> {
+pub fn may_promote(
+    state: &ClusterState,
+    reports: &Reports<'_>,
+    primary_end: Option<Lsn>,
+) -> Result<Qualified, Blocked> {
     let positions = counted_positions(state, reports);
     let ballot = Ballot { state, reports, positions: &positions };
     let mut unmet = Vec::new();

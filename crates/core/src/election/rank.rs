@@ -149,7 +149,8 @@ fn candidate(
     let Some(position) = qualified.positions.get(&node).copied().filter(|_| is_sealed(state, report)) else {
         return Err(NotWinner::NotSealed);
     };
-    let hearing = |voter: &NodeId| *voter == node || reports.get(voter).is_some_and(|heard| heard.hears.contains(&node));
+    let hearing =
+        |voter: &NodeId| *voter == node || reports.get(voter).is_some_and(|heard| heard.hears.contains(&node));
     let voters = state.voters();
     let (heard_by, needed) = (voters.iter().filter(|voter| hearing(voter)).count(), majority(voters.len()));
     if heard_by < needed {
@@ -181,7 +182,9 @@ impl NotWinner {
     /// Whether the node would be a candidate once it is there and well, without anybody changing its tags.
     fn would_pass(&self) -> bool {
         match self {
-            Self::Witness | Self::PriorityZero | Self::Damaged | Self::StaysOut { .. } | Self::Outranked { .. } => false,
+            Self::Witness | Self::PriorityZero | Self::Damaged | Self::StaysOut { .. } | Self::Outranked { .. } => {
+                false
+            }
             Self::NotHeard | Self::NotSealed | Self::HeardByTooFew { .. } | Self::CannotFetch { .. } => true,
         }
     }

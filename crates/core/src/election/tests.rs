@@ -37,6 +37,15 @@ fn a_seal_for_another_timeline_or_an_incomplete_one_counts_for_nothing() {
 }
 
 #[test]
+fn a_node_that_follows_or_opened_the_timeline_says_that_it_was_decided() {
+    let scenario = three().sealed(2, 500).sealed(3, 500);
+    let follows = scenario.clone().report(3, |report| report.timeline = TimelineId::new(2));
+    assert!(follows.decide().contains("1 of 3 voters sealed, 2 are needed"), "{}", follows.decide());
+    let has_records = scenario.sealed_on(3, 2, 900);
+    assert!(has_records.decide().contains("1 of 3 voters sealed, 2 are needed"), "{}", has_records.decide());
+}
+
+#[test]
 fn a_witness_and_a_node_that_stays_out_fence_but_have_no_data_that_counts() {
     let scenario = three().list(&[2], 1).member(3, |n3| n3.witness = true).sealed(2, 500).sealed(3, 900);
     assert_eq!(scenario.decide(), "n2 opens 2 at 500, safe 500, sync 0 of");

@@ -33,12 +33,14 @@ pub(super) fn hand_to(state: &ClusterState, observations: &Observations, now_ms:
         node == primary.node || (seen.report.generation >= state.generation && unheard_ms <= within_ms)
     };
     let within_ms = if me == primary.node {
-        let is_settled = mine.incarnation == primary.incarnation && is_open(mine, primary.switch.timeline) && mine.confirmed;
+        let is_settled =
+            mine.incarnation == primary.incarnation && is_open(mine, primary.switch.timeline) && mine.confirmed;
         is_settled.then_some(timeout_ms / 2)?
     } else {
         let within_ms = timeout_ms / 4;
         let voters = state.voters();
-        let hearing = observations.nodes.iter().filter(|(node, seen)| voters.contains(node) && hears(**node, seen, within_ms));
+        let hearing =
+            observations.nodes.iter().filter(|(node, seen)| voters.contains(node) && hears(**node, seen, within_ms));
         let is_lost = mine.primary_heard_ms_ago > timeout_ms / 2 && is_majority(state, hearing.count());
         is_lost.then_some(within_ms)?
     };

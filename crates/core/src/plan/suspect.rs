@@ -77,14 +77,19 @@ impl fmt::Display for Suspicion {
                 write!(f, "primary {primary} is gone: {voters} of {of} voters have not heard it for {timeout_ms} ms")
             }
             Self::Refused { primary, voters, of } => {
-                write!(f, "primary {primary} is gone: {voters} of {of} voters lost their connections to it and are refused")
+                write!(
+                    f,
+                    "primary {primary} is gone: {voters} of {of} voters lost their connections to it and are refused"
+                )
             }
             Self::Restarted { primary } => write!(f, "primary {primary} has restarted"),
             Self::FailedToOpen { primary, timeline } => write!(f, "{primary} failed to open timeline {timeline}"),
             Self::NotOpen { primary, timeline, waited_ms } => {
                 write!(f, "{primary} has not opened timeline {timeline} within {waited_ms} ms")
             }
-            Self::Unconfirmed { primary } => write!(f, "primary {primary} is no longer confirmed by a majority of voters"),
+            Self::Unconfirmed { primary } => {
+                write!(f, "primary {primary} is no longer confirmed by a majority of voters")
+            }
         }
     }
 }
@@ -169,7 +174,9 @@ impl View<'_> {
     /// mail, would take every voter's silence towards itself for the primary's.
     fn unheard_ms(&self, voter: NodeId, seen: &Observed) -> u64 {
         let beat_ms = self.timeout_ms() / 5;
-        seen.report.primary_heard_ms_ago.saturating_add(age_ms(self.observations, voter, seen, self.now_ms).min(beat_ms))
+        seen.report
+            .primary_heard_ms_ago
+            .saturating_add(age_ms(self.observations, voter, seen, self.now_ms).min(beat_ms))
     }
 }
 

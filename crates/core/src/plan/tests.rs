@@ -206,7 +206,8 @@ fn election(scenario: &Scenario, since_ms: u64) -> World {
 fn a_promotion_is_proposed_with_all_that_was_decided() {
     let world = election(&Scenario::new(3).sealed(2, 500).sealed(3, 450), 0);
     let plan = plan(&world.state, &world.seen, NOW_MS);
-    let Some(Command::Promote { generation, timeline, node, incarnation, switch_lsn, safe_lsn, sync, time_ms }) = plan.command
+    let Some(Command::Promote { generation, timeline, node, incarnation, switch_lsn, safe_lsn, sync, time_ms }) =
+        plan.command
     else {
         panic!("not a promotion: {plan:?}");
     };
@@ -291,7 +292,8 @@ fn only_what_was_heard_lately_decides() {
 
 #[test]
 fn in_mode_async_the_last_word_of_the_dead_primary_bounds_the_loss() {
-    let mut scenario = Scenario::new(3).mode(understudy_types::SyncMode::Async).list(&[], 0).sealed(2, 500).sealed(3, 500);
+    let mut scenario =
+        Scenario::new(3).mode(understudy_types::SyncMode::Async).list(&[], 0).sealed(2, 500).sealed(3, 500);
     scenario.state.settings.max_lag_on_failover_bytes = 100;
     let dead = |end, timeline| {
         let mut world = election(&scenario, 5000);
@@ -338,8 +340,16 @@ fn a_leader_that_alone_lost_the_primary_hands_over_to_somebody_who_hears_it() {
     let lost = world().report(3, |n3| n3.primary_heard_ms_ago = 501).seen(1, |n1| n1.heard_at_ms = NOW_MS - 501);
     assert_eq!(lost.hands_to(), Some(id(2)));
     assert_eq!(lost.clone().report(3, |n3| n3.primary_heard_ms_ago = 500).hands_to(), None);
-    assert_eq!(lost.clone().report(2, |n2| n2.primary_heard_ms_ago = 300).hands_to(), None, "it may have frozen for all");
-    assert_eq!(lost.report(2, |n2| n2.generation = Generation::new(0)).hands_to(), None, "it speaks of another primary");
+    assert_eq!(
+        lost.clone().report(2, |n2| n2.primary_heard_ms_ago = 300).hands_to(),
+        None,
+        "it may have frozen for all"
+    );
+    assert_eq!(
+        lost.report(2, |n2| n2.generation = Generation::new(0)).hands_to(),
+        None,
+        "it speaks of another primary"
+    );
 }
 
 #[test]

@@ -30,10 +30,10 @@
 //! before its removal was proposed stays listed without a word to Raft.
 //!
 //! **Who is wanted.** A standby gets on the list only while it streams and has acknowledged on this connection, is
-//! undamaged, a data member, named, and not `no_sync`. Once on it, it stays while it is connected, be it in catchup after a reconnect, and is dropped when its
-//! connection is gone. A standby that the promotion listed has until [`SyncManager::handle_grace_over`] to connect:
-//! without it every failover would begin with a list of nobody. See `wanted` for the modes and `standbys` for which
-//! acknowledgements count.
+//! undamaged, a data member, named, and not `no_sync`. Once on it, it stays while it is connected, be it in catchup
+//! after a reconnect, and is dropped when its connection is gone. A standby that the promotion listed has until
+//! [`SyncManager::handle_grace_over`] to connect: without it every failover would begin with a list of nobody. See
+//! `wanted` for the modes and `standbys` for which acknowledgements count.
 //!
 //! It refuses to decide about elections: while one is open it proposes nothing, and goes on acknowledging under the
 //! rules in force, which the election's F covers. Sealing is the node's business. Once another timeline or another

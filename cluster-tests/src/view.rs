@@ -1,0 +1,202 @@
+//! What the nodes say about the cluster, and what follows from it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use understudy_rpc::v1::{MemberStatus, StatusResponse};
+use understudy_types::{Lsn, TimelineId};
+
+/// The answers of the nodes that answered, by name.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    answers: BTreeMap<String, StatusResponse>,
+}
+
+impl View {
+    /// Of these answers.
+    pub fn new(answers: BTreeMap<String, StatusResponse>) -> Self {
+        Self { answers }
+    }
+
+    /// What a node said.
+    pub fn answer(&self, name: &str) -> Option<&StatusResponse> {
+        self.answers.get(name)
+    }
+
+    /// Everything that was said.
+    pub fn answers(&self) -> impl Iterator<Item = (&String, &StatusResponse)> {
+        self.answers.iter()
+    }
+
+    /// The answer that knows the latest timeline and state.
+    pub fn latest(&self) -> Option<&StatusResponse> {
+        self.answers.values().max_by_key(|answer| (answer.timeline, answer.generation))
+    }
+
+    /// The primary's own answer: that of the node that says that it is the primary, and of the latest timeline.
+    pub fn primary(&self) -> Option<&StatusResponse> {
+        let latest = self.latest()?;
+        self.answer(&latest.primary)
+    }
+
+    /// The name of the primary when it takes writes.
+    pub fn writable_primary(&self) -> Option<String> {
+        let primary = self.primary()?;
+        primary.writable.then(|| primary.primary.clone())
+    }
+
+    /// The present timeline; zero when nobody knows one.
+    pub fn timeline(&self) -> TimelineId {
+        TimelineId::new(self.latest().map_or(0, |answer| answer.timeline))
+    }
+
+    /// The primary's name when the cluster of these nodes is settled: all answer and agree, every standby streams and
+    /// is in the sync list unless it is among the `unlisted`, the primary takes writes, and the Raft leader is another
+    /// node.
+    pub fn settled(&self, names: &[String], unlisted: &[String]) -> Option<String> {
+        let primary = self.primary()?;
+        let agree = |name: &String| {
+            self.answer(name).is_some_and(|answer| {
+                answer.generation == primary.generation
+                    && answer.timeline == primary.timeline
+                    && answer.raft.as_ref().map(|raft| &raft.leader) == primary.raft.as_ref().map(|raft| &raft.leader)
+            })
+        };
+        let leader = &primary.raft.as_ref()?.leader;
+        let off_the_primary = !leader.is_empty() && *leader != primary.primary;
+        let standbys = names.iter().filter(|name| **name != primary.primary);
+        let settled = primary.writable
+            && primary.election.is_none()
+            && off_the_primary
+            && names.iter().all(agree)
+            && standbys
+                .into_iter()
+                .all(|name| streams(primary, name) && (unlisted.contains(name) || is_listed(primary, name)));
+        settled.then(|| primary.primary.clone())
+    }
+
+    /// Whether the primary says that this node streams and is in the sync list, and the node agrees on the timeline.
+    pub fn has_rejoined(&self, name: &str) -> bool {
+        let Some(primary) = self.primary() else { return false };
+        let agrees = self.answer(name).is_some_and(|answer| answer.timeline == primary.timeline);
+        primary.writable && agrees && streams(primary, name) && is_listed(primary, name)
+    }
+
+    /// Why nobody can be promoted, as the node that decides says it; none while nothing is known to be missing.
+    pub fn blocked(&self) -> Option<String> {
+        let elections = self.answers.values().filter_map(|answer| answer.election.as_ref());
+        elections.map(|election| election.blocked.clone()).find(|blocked| !blocked.is_empty())
+    }
+
+    /// How far each node that answered has applied, by its own word.
+    pub fn applied(&self) -> BTreeMap<String, Lsn> {
+        let own = |(name, answer): (&String, &StatusResponse)| {
+            Some((name.clone(), Lsn::new(member(answer, name)?.apply_lsn)))
+        };
+        self.answers.iter().filter_map(own).collect()
+    }
+}
+
+/// A node in an answer.
+pub fn member<'a>(answer: &'a StatusResponse, name: &str) -> Option<&'a MemberStatus> {
+    answer.members.iter().find(|member| member.name == name)
+}
+
+fn streams(primary: &StatusResponse, name: &str) -> bool {
+    member(primary, name).is_some_and(|member| member.state == "streaming" && !member.damaged)
+}
+
+fn is_listed(primary: &StatusResponse, name: &str) -> bool {
+    primary.sync.as_ref().is_some_and(|sync| sync.members.iter().any(|listed| listed == name))
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.answers.is_empty() {
+            return writeln!(f, "nobody answers");
+        }
+        for (name, answer) in &self.answers {
+            let raft = answer.raft.as_ref().map_or("", |raft| raft.leader.as_str());
+            let sync = answer
+                .sync
+                .as_ref()
+                .map_or_else(String::new, |sync| format!("{} of {}", sync.acks, sync.members.join(" ")));
+            let election = answer.election.as_ref().map_or_else(String::new, |election| {
+                format!(", election of timeline {} ({}) {}", election.timeline, election.reason, election.blocked)
+            });
+            writeln!(
+                f,
+                "{name}: timeline {}, generation {}, primary \"{}\", raft leader \"{raft}\", sync {sync}{election}, writable {} {}",
+                answer.timeline, answer.generation, answer.primary, answer.writable, answer.not_writable_reason
+            )?;
+            for member in &answer.members {
+                let lsns = [member.write_lsn, member.flush_lsn, member.apply_lsn].map(|lsn| Lsn::new(lsn).to_string());
+                let (name, role, state, problem) = (&member.name, &member.role, &member.state, &member.problem);
+                writeln!(f, "    {name}: {role} {state}, timeline {}, {} {problem}", member.timeline, lsns.join(" "))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use understudy_rpc::v1::{RaftStatus, SyncStatus};
+
+    use super::*;
+
+    fn answer() -> StatusResponse {
+        let member = |name: &str, state: &str| MemberStatus {
+            name: name.to_owned(),
+            state: state.to_owned(),
+            ..MemberStatus::default()
+        };
+        StatusResponse {
+            generation: 5,
+            timeline: 2,
+            primary: "a".to_owned(),
+            writable: true,
+            sync: Some(SyncStatus { members: vec!["b".to_owned(), "c".to_owned()], acks: 1, ..SyncStatus::default() }),
+            raft: Some(RaftStatus { leader: "b".to_owned(), ..RaftStatus::default() }),
+            members: vec![member("a", "running"), member("b", "streaming"), member("c", "streaming")],
+            ..StatusResponse::default()
+        }
+    }
+
+    fn settled(change: impl Fn(&mut StatusResponse)) -> Option<String> {
+        let names = ["a", "b", "c"].map(str::to_owned);
+        let mut answer = answer();
+        change(&mut answer);
+        View::new(names.iter().map(|name| (name.clone(), answer.clone())).collect()).settled(&names, &[])
+    }
+
+    #[test]
+    fn settled_is_when_all_stream_are_listed_and_raft_leads_elsewhere() {
+        assert_eq!(settled(|_| {}).as_deref(), Some("a"));
+        assert_eq!(settled(|answer| answer.writable = false), None);
+        assert_eq!(settled(|answer| answer.members[2].state = "catchup".to_owned()), None);
+        assert_eq!(settled(|answer| answer.sync = Some(SyncStatus::default())), None);
+        let names = ["a", "b", "c"].map(str::to_owned);
+        let mut alone = answer();
+        alone.sync = Some(SyncStatus { members: vec!["b".to_owned()], acks: 1, ..SyncStatus::default() });
+        let view = View::new(names.iter().map(|name| (name.clone(), alone.clone())).collect());
+        assert_eq!(view.settled(&names, &["c".to_owned()]).as_deref(), Some("a"));
+        assert_eq!(view.settled(&names, &["b".to_owned()]), None);
+        assert_eq!(
+            settled(|answer| answer.raft = Some(RaftStatus { leader: "a".to_owned(), ..RaftStatus::default() })),
+            None
+        );
+        assert_eq!(settled(|answer| answer.election = Some(understudy_rpc::v1::ElectionStatus::default())), None);
+    }
+
+    #[test]
+    fn a_node_that_is_behind_or_silent_settles_nothing() {
+        let names = ["a", "b", "c"].map(str::to_owned);
+        let mut answers: BTreeMap<String, StatusResponse> = names.iter().map(|name| (name.clone(), answer())).collect();
+        answers.get_mut("c").expect("there").generation = 4;
+        assert_eq!(View::new(answers.clone()).settled(&names, &[]), None);
+        answers.remove("c");
+        assert_eq!(View::new(answers.clone()).settled(&names, &[]), None);
+        assert!(View::new(answers).has_rejoined("b"));
+    }
+}

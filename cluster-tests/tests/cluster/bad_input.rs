@@ -1,0 +1,239 @@
+//! What a server refuses, as an operator or a client sees it: a clear error, nothing lost, nothing panics.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::cluster::{Cluster, Options, PATIENCE};
+use cluster_tests::node_client::{put_request, random_request_id, refusal};
+use tonic::Code;
+use understudy_rpc::error::Reason;
+use understudy_rpc::v1;
+use understudy_types::limits::{COMMIT_OPERATIONS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const WATERMARK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Starts a node's server with other arguments and waits until it ends: it must, with an error and without a panic.
+async fn refused(cluster: &Cluster, name: &str, change: impl FnOnce(&mut Vec<String>)) -> Result<String> {
+    let mut launch = cluster.launch(name).clone();
+    change(&mut launch.arguments);
+    let ended = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(move || launch.command().output()));
+    let output: Output = ended.await.context("the server goes on")?.context("the server was not waited for")??;
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(!output.status.success(), "the server took it: {text}");
+    ensure!(!text.contains("panicked"), "{text}");
+    Ok(text)
+}
+
+fn set(arguments: &mut [String], flag: &str, value: &str) {
+    let at = arguments.iter().position(|argument| argument == flag).expect("the flag is there");
+    value.clone_into(&mut arguments[at + 1]);
+}
+
+fn assert_says(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "\"{word}\" is not in: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_refuses_what_it_cannot_be_started_with() -> Result<()> {
+    let cluster = Cluster::prepare(&Options::default())?;
+    let text = refused(&cluster, "n1", |arguments| arguments.push("--no-such-flag".to_owned())).await?;
+    assert_says(&text, &["--no-such-flag"]);
+
+    for names in ["ANY 0 (*)", "FIRST 1 (", "ANY x (a)", "1 ()"] {
+        let other = ["--synchronous-standby-names", names].map(str::to_owned);
+        let text = refused(&cluster, "n1", |arguments| arguments.extend(other)).await?;
+        assert_says(&text, &["synchronous-standby-names"]);
+    }
+
+    let other = ["--sync-mode", "sometimes"].map(str::to_owned);
+    assert_says(&refused(&cluster, "n1", |arguments| arguments.extend(other)).await?, &["sometimes"]);
+    assert_says(&refused(&cluster, "n1", |arguments| set(arguments, "--segment-size", "3000000")).await?, &["3000000"]);
+    assert_says(&refused(&cluster, "n1", |arguments| set(arguments, "--name", "stranger")).await?, &["stranger"]);
+
+    let listener = TcpListener::bind(cluster.address("n1"))?;
+    let text = refused(&cluster, "n1", |_| {}).await?;
+    assert_says(&text, &["cannot listen on", cluster.address("n1")]);
+    drop(listener);
+
+    let file = cluster.dir().join("a-file");
+    std::fs::write(&file, "no directory")?;
+    let beneath = file.join("data").display().to_string();
+    let text = refused(&cluster, "n1", |arguments| set(arguments, "--data-dir", &beneath)).await?;
+    assert_says(&text, &[&beneath]);
+
+    let foreign = cluster.dir().join("foreign");
+    std::fs::create_dir(&foreign)?;
+    std::fs::write(foreign.join("somebody"), "else's")?;
+    let foreign = foreign.display().to_string();
+    let text = refused(&cluster, "n1", |arguments| set(arguments, "--data-dir", &foreign)).await?;
+    assert_says(&text, &[&foreign, "not empty"]);
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_belongs_to_one_node_one_process_and_one_format() -> Result<()> {
+    let mut cluster = Cluster::start(&Options::default()).await?;
+    // The directory is in use; the port must be another one for that to show.
+    let text = refused(&cluster, "n1", |_| {}).await?;
+    assert_says(&text, &["in use"]);
+
+    cluster.stop_node("n2").await?;
+    let of_another = cluster.data_dir("n2").display().to_string();
+    cluster.stop_node("n1").await?;
+    let text = refused(&cluster, "n1", |arguments| set(arguments, "--data-dir", &of_another)).await?;
+    assert_says(&text, &["n1", "n2", "belongs to node"]);
+
+    let text = refused(&cluster, "n1", |arguments| set(arguments, "--segment-size", "2097152")).await?;
+    assert_says(&text, &["1 MiB", "2 MiB"]);
+
+    let identity = cluster.data_dir("n1").join("identity");
+    let known = std::fs::read_to_string(&identity)?;
+    let later = known.replacen("\"format_version\":1", "\"format_version\":99", 1).replacen(
+        "\"format_version\": 1",
+        "\"format_version\": 99",
+        1,
+    );
+    ensure!(known != later, "the identity file has another form than this test expects: {known}");
+    std::fs::write(&identity, later)?;
+    assert_says(&refused(&cluster, "n1", |_| {}).await?, &["format version 99"]);
+    std::fs::write(&identity, known)?;
+
+    cluster.start_all()?;
+    cluster.wait_settled().await?;
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_of_another_cluster_counts_for_nothing() -> Result<()> {
+    let mut other = Cluster::start(&Options::default()).await?;
+    let client = other.client("n1", ANSWER_TIMEOUT);
+    let other_id = client.status().await?.system_id;
+    other.stop_node("n1").await?;
+    let mut cluster = Cluster::start(&Options::default()).await?;
+    let system_id = cluster.client("n2", ANSWER_TIMEOUT).status().await?.system_id;
+    ensure!(system_id != other_id, "two clusters have the same system identifier");
+
+    cluster.stop_node("n1").await?;
+    std::fs::remove_dir_all(cluster.data_dir("n1"))?;
+    copy(other.data_dir("n1"), cluster.data_dir("n1"))?;
+    cluster.start_node("n1")?;
+    cluster.give_up("n1");
+    cluster.wait_settled().await?;
+    let says = |cluster: &Cluster| {
+        ["n1", "n2", "n3"].iter().any(|name| {
+            let log = cluster.log(name);
+            log.contains(&other_id) && log.contains(&system_id)
+        })
+    };
+    cluster.wait_for("somebody to name both clusters", PATIENCE, |_| says(&cluster).then_some(())).await?;
+    let view = cluster.view().await;
+    let listed = view.answer("n2").and_then(|answer| answer.sync.clone()).unwrap_or_default().members;
+    ensure!(!listed.contains(&"n1".to_owned()), "a node of another cluster is in the sync list");
+    if cluster.is_running("n1") {
+        cluster.kill9("n1")?;
+    }
+    other.finish().await?;
+    cluster.finish().await
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupted_segment_below_the_watermark_is_refused() -> Result<()> {
+    let mut cluster = Cluster::start(&Options::default()).await?;
+    let primary = cluster.wait_settled().await?;
+    let standby = cluster.names().into_iter().find(|name| *name != primary).expect("one of three");
+    let client = cluster.client(&primary, ANSWER_TIMEOUT);
+    for number in 0..20 {
+        let key = format!("k{number}");
+        client.commit(put_request(random_request_id(), key.as_bytes(), &[b'v'; 10_000])).await?;
+    }
+    // While there are writes the watermark is persisted every second, and so comes to lie beyond all of these.
+    let begin = Instant::now();
+    while begin.elapsed() < WATERMARK_INTERVAL * 3 {
+        client.commit(put_request(random_request_id(), b"later", b"v")).await?;
+    }
+    cluster.kill9(&standby)?;
+    let wal = cluster.data_dir(&standby).join("wal");
+    let mut segments: Vec<_> =
+        std::fs::read_dir(&wal)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    segments.retain(|path| path.file_name().is_some_and(|name| name.len() == 24));
+    segments.sort();
+    let segment = segments.first().context("a segment")?;
+    let sound = std::fs::read(segment)?;
+    let mut damaged = sound.clone();
+    damaged[100_000..100_100].fill(0xFF);
+    std::fs::write(segment, &damaged)?;
+    let text = refused(&cluster, &standby, |_| {}).await?;
+    let name = segment.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    assert_says(&text, &[&name, "corrupt", "expected", "found"]);
+    ensure!(std::fs::read(segment)? == damaged, "a corrupted segment was changed");
+
+    std::fs::write(segment, &sound)?;
+    cluster.start_all()?;
+    cluster.wait_settled().await?;
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_told_what_is_wrong_with_its_request() -> Result<()> {
+    let cluster = Cluster::start(&Options::default()).await?;
+    let primary = cluster.wait_settled().await?;
+    let standby = cluster.names().into_iter().find(|name| *name != primary).expect("one of three");
+    let (at_primary, at_standby) = (cluster.client(&primary, ANSWER_TIMEOUT), cluster.client(&standby, ANSWER_TIMEOUT));
+    let put = |key: &[u8], value: &[u8]| put_request(random_request_id(), key, value);
+
+    let status = at_standby.commit(put(b"k", b"v")).await.expect_err("a standby takes no commit");
+    let error = refusal(&status).context("the refusal has details")?;
+    assert_eq!(error.reason, Reason::NotPrimary);
+    assert_eq!(error.get("primary_address"), Some(cluster.address(&primary)));
+    assert_says(status.message(), &[cluster.address(&primary)]);
+    let status =
+        at_standby.get(b"k", v1::Consistency::Linearizable).await.expect_err("a standby answers no linearizable read");
+    assert_eq!(refusal(&status).map(|error| error.reason), Some(Reason::NotPrimary));
+    ensure!(at_standby.get(b"k", v1::Consistency::Eventual).await?.value.is_none(), "nothing was written");
+
+    let (key, value) = (vec![b'k'; KEY_BYTES_MAX], vec![b'v'; VALUE_BYTES_MAX]);
+    let too_many = v1::CommitRequest {
+        operations: vec![put(b"k", b"").operations[0].clone(); COMMIT_OPERATIONS_MAX + 1],
+        ..put(b"k", b"")
+    };
+    let mut crooked = put(b"k", b"v");
+    crooked.request_id = vec![1; 15].into();
+    for (request, word) in [
+        (put(&[&key[..], b"k"].concat(), b"v"), "16384"),
+        (put(b"k", &[&value[..], b"v"].concat()), "4194304"),
+        (put(b"", b"v"), "key"),
+        (too_many, "100000"),
+        (crooked, "request id"),
+        (v1::CommitRequest { operations: Vec::new(), ..put(b"k", b"v") }, "operation"),
+    ] {
+        let status = at_primary.commit(request).await.expect_err("over a limit");
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+        assert_says(status.message(), &[word]);
+    }
+    // At the limit; in segments of 1 MiB a commit must be smaller than one.
+    at_primary.commit(put(&key, b"v")).await?;
+    let status = at_primary.commit(put(b"large", &value)).await.expect_err("larger than a segment");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    at_primary.commit(put(b"k", b"still well")).await?;
+    cluster.finish().await
+}

@@ -1,0 +1,9 @@
+//! Real server processes under faults, with a checker over what clients saw.
+//!
+//! Needs the `understudy` binary: `cargo xtask test` builds it first and says where it is.
+
+mod bad_input;
+mod emptied;
+mod freeze;
+mod kill;
+mod restart;

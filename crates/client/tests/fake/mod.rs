@@ -1,0 +1,319 @@
+//! A cluster as a client sees it: fake nodes that speak real gRPC on loopback and share one history.
+//!
+//! Each node runs in a runtime of its own, so that a kill closes its connections as a killed process does, and a
+//! freeze leaves them open and silent.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+use understudy_rpc::error::RpcError;
+use understudy_rpc::v1::{self, cluster_server, kv_server, operation, precondition};
+
+/// What a node does with the next commit, instead of what it would.
+pub enum Step {
+    /// Refuses it, and does nothing.
+    Refuse(RpcError),
+    /// Carries it out, and then fails as a broken connection does.
+    DoThenLose,
+    /// Carries it out, and says that the outcome is unknown.
+    DoThenUnknown(RpcError),
+    /// Never answers.
+    Hang,
+}
+
+#[derive(Default)]
+struct World {
+    primary: Option<usize>,
+    timeline: u32,
+    lsn: u64,
+    /// Key to value and version.
+    data: BTreeMap<Bytes, (Bytes, v1::Position)>,
+    /// Request id to where it was done.
+    done: BTreeMap<Bytes, v1::Position>,
+    nodes: Vec<NodeState>,
+    names: Vec<(String, String)>,
+}
+
+#[derive(Default)]
+struct NodeState {
+    steps: VecDeque<Step>,
+    frozen: bool,
+    /// It still believes this: that it is the primary of this timeline.
+    stale: Option<u32>,
+    scan_breaks_after: Option<usize>,
+    commits: Vec<Bytes>,
+    gets: usize,
+}
+
+pub struct Cluster {
+    world: Arc<Mutex<World>>,
+    runtimes: Vec<Option<Runtime>>,
+    /// How many status calls the nodes have had.
+    pub asked: watch::Receiver<u64>,
+}
+
+struct Node {
+    me: usize,
+    world: Arc<Mutex<World>>,
+    asked: watch::Sender<u64>,
+}
+
+impl Cluster {
+    /// `count` nodes; `primary` has opened timeline 1.
+    pub fn start(count: usize, primary: Option<usize>) -> Self {
+        let world = Arc::new(Mutex::new(World { primary, timeline: 1, lsn: 1 << 24, ..World::default() }));
+        let (asked, asked_receiver) = watch::channel(0);
+        let mut runtimes = Vec::new();
+        for me in 0..count {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+            listener.set_nonblocking(true).expect("a socket");
+            let address = listener.local_addr().expect("an address").to_string();
+            {
+                let mut world = world.lock().expect("the world");
+                world.nodes.push(NodeState::default());
+                world.names.push((format!("n{me}"), address));
+            }
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+            let node = || Node { me, world: Arc::clone(&world), asked: asked.clone() };
+            let server = tonic::transport::Server::builder()
+                .add_service(kv_server::KvServer::new(node()))
+                .add_service(cluster_server::ClusterServer::new(node()));
+            runtime.spawn(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+                server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("a server");
+            });
+            runtimes.push(Some(runtime));
+        }
+        Self { world, runtimes, asked: asked_receiver }
+    }
+
+    pub fn address(&self, node: usize) -> String {
+        self.lock().names[node].1.clone()
+    }
+
+    pub fn addresses(&self) -> Vec<String> {
+        self.lock().names.iter().map(|(_, address)| address.clone()).collect()
+    }
+
+    pub fn script(&self, node: usize, steps: impl IntoIterator<Item = Step>) {
+        self.lock().nodes[node].steps.extend(steps);
+    }
+
+    /// `node` opens the next timeline.
+    pub fn promote(&self, node: usize) {
+        let mut world = self.lock();
+        world.primary = Some(node);
+        world.timeline += 1;
+    }
+
+    /// `node` goes on to say that it is the primary of the present timeline, whoever is promoted.
+    pub fn misses_everything(&self, node: usize) {
+        let mut world = self.lock();
+        world.nodes[node].stale = Some(world.timeline);
+    }
+
+    pub fn freeze(&self, node: usize) {
+        self.lock().nodes[node].frozen = true;
+    }
+
+    pub fn kill(&mut self, node: usize) {
+        if let Some(runtime) = self.runtimes[node].take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    pub fn break_scans_after(&self, node: usize, messages: usize) {
+        self.lock().nodes[node].scan_breaks_after = Some(messages);
+    }
+
+    /// The request ids of the commits that reached `node`, in their order.
+    pub fn commits_at(&self, node: usize) -> Vec<Bytes> {
+        self.lock().nodes[node].commits.clone()
+    }
+
+    pub fn gets_at(&self, node: usize) -> usize {
+        self.lock().nodes[node].gets
+    }
+
+    /// How many commits took effect.
+    pub fn done(&self) -> usize {
+        self.lock().done.len()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, World> {
+        self.world.lock().expect("the world")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for runtime in self.runtimes.drain(..).flatten() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl World {
+    fn is_primary(&self, node: usize) -> bool {
+        self.primary == Some(node) || self.nodes[node].stale.is_some()
+    }
+
+    fn refusal(&self, asked: &str) -> RpcError {
+        match self.primary {
+            Some(primary) => RpcError::not_primary(asked, &self.names[primary].0, &self.names[primary].1),
+            None => RpcError::no_primary(asked, "timeline 2 is being decided"),
+        }
+    }
+
+    fn commit(&mut self, request: &v1::CommitRequest) -> Result<(v1::Position, bool), RpcError> {
+        if let Some(position) = self.done.get(&request.request_id) {
+            return Ok((*position, true));
+        }
+        for precondition in &request.preconditions {
+            let found = self.data.contains_key(&precondition.key);
+            let absent = matches!(precondition.condition, Some(precondition::Condition::Absent(_)));
+            if absent == found {
+                return Err(RpcError::precondition_failed(&precondition.key, "no value", "a value"));
+            }
+        }
+        self.lsn += 100;
+        let position = v1::Position { timeline: self.timeline, lsn: self.lsn };
+        for operation in &request.operations {
+            match operation.operation.clone().expect("an operation") {
+                operation::Operation::Put(put) => drop(self.data.insert(put.key, (put.value, position))),
+                operation::Operation::Delete(delete) => drop(self.data.remove(&delete.key)),
+            }
+        }
+        self.done.insert(request.request_id.clone(), position);
+        Ok((position, false))
+    }
+}
+
+impl Node {
+    /// The world, once this node is not frozen.
+    async fn world(&self) -> std::sync::MutexGuard<'_, World> {
+        if self.world.lock().expect("the world").nodes[self.me].frozen {
+            std::future::pending::<()>().await;
+        }
+        self.world.lock().expect("the world")
+    }
+}
+
+#[tonic::async_trait]
+impl kv_server::Kv for Node {
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
+        let mut world = self.world().await;
+        let request = request.into_inner();
+        world.nodes[self.me].gets += 1;
+        if request.consistency != v1::Consistency::Eventual as i32 && !world.is_primary(self.me) {
+            return Err(world.refusal("a linearizable read").into());
+        }
+        let found = world.data.get(&request.key).cloned();
+        let position = v1::Position { timeline: world.timeline, lsn: world.lsn };
+        Ok(Response::new(v1::GetResponse {
+            value: found.as_ref().map(|(value, _)| value.clone()),
+            version: found.map(|(_, version)| version),
+            read_position: Some(position),
+        }))
+    }
+
+    type ScanStream = Pin<Box<dyn Stream<Item = Result<v1::ScanResponse, Status>> + Send>>;
+
+    async fn scan(&self, request: Request<v1::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
+        let world = self.world().await;
+        let request = request.into_inner();
+        if !world.is_primary(self.me) {
+            return Err(world.refusal("a linearizable scan").into());
+        }
+        let position = v1::Position { timeline: world.timeline, lsn: world.lsn };
+        let within = |key: &Bytes| *key >= request.start && (request.end.is_empty() || *key < request.end);
+        let limit = if request.limit == 0 { usize::MAX } else { usize::try_from(request.limit).expect("small") };
+        let mut messages: Vec<Result<v1::ScanResponse, Status>> = world
+            .data
+            .iter()
+            .filter(|(key, _)| within(key))
+            .take(limit)
+            .map(|(key, (value, version))| v1::Entry {
+                key: key.clone(),
+                value: value.clone(),
+                version: Some(*version),
+            })
+            .map(|entry| Ok(v1::ScanResponse { entries: vec![entry], read_position: Some(position) }))
+            .collect();
+        if let Some(count) = world.nodes[self.me].scan_breaks_after {
+            messages.truncate(count);
+            messages.push(Err(Status::unavailable("broken")));
+        }
+        Ok(Response::new(futures::stream::iter(messages).boxed()))
+    }
+
+    async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
+        let step = {
+            let mut world = self.world().await;
+            let node = &mut world.nodes[self.me];
+            node.commits.push(request.get_ref().request_id.clone());
+            node.steps.pop_front()
+        };
+        let request = request.into_inner();
+        match &step {
+            Some(Step::Hang) => return std::future::pending().await,
+            Some(Step::Refuse(error)) => return Err(error.clone().into()),
+            Some(Step::DoThenLose | Step::DoThenUnknown(_)) | None => {}
+        }
+        let mut world = self.world().await;
+        if !world.is_primary(self.me) {
+            return Err(world.refusal("a commit").into());
+        }
+        let (position, already_done) = world.commit(&request)?;
+        match step {
+            Some(Step::DoThenLose) => Err(Status::unavailable("broken pipe")),
+            Some(Step::DoThenUnknown(error)) => Err(error.into()),
+            Some(Step::Hang | Step::Refuse(_)) | None => Ok(Response::new(v1::CommitResponse {
+                position: Some(position),
+                already_done,
+                node_id: format!("{:016x}", self.me + 1),
+            })),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl cluster_server::Cluster for Node {
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        let world = self.world().await;
+        self.asked.send_modify(|count| *count += 1);
+        let (primary, timeline) = match world.nodes[self.me].stale {
+            Some(timeline) => (Some(self.me), timeline),
+            None => (world.primary, world.timeline),
+        };
+        let (name, address) = primary.map(|primary| world.names[primary].clone()).unwrap_or_default();
+        let member = |(name, address): &(String, String)| v1::MemberStatus {
+            name: name.clone(),
+            address: address.clone(),
+            ..v1::MemberStatus::default()
+        };
+        Ok(Response::new(v1::StatusResponse {
+            system_id: "00000000000000aa".to_owned(),
+            generation: u64::from(timeline),
+            timeline,
+            primary: name,
+            primary_address: address,
+            writable: primary.is_some(),
+            members: world.names.iter().map(member).collect(),
+            answered_by: world.names[self.me].0.clone(),
+            ..v1::StatusResponse::default()
+        }))
+    }
+
+    async fn history(&self, _: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
+        Ok(Response::new(v1::HistoryResponse::default()))
+    }
+}

@@ -1,0 +1,195 @@
+//! Commits on their way to the sequencer: bounded by bytes and by number, in the order in which they came.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+use understudy_types::{Lsn, Position};
+use understudy_wal::CommitRecord;
+
+use crate::commit::{CommitError, Precondition};
+
+/// Commits in the queue, whatever their size.
+const QUEUE_COMMITS_MAX: usize = 65_536;
+/// What a queued commit costs beside its keys and values: a bound for its place in queue and index.
+const COMMIT_OVERHEAD_BYTES: u64 = 64;
+
+/// What the sequencer made of a commit.
+#[derive(Debug)]
+pub(crate) enum Ordered {
+    /// It was appended.
+    Appended(Position),
+    /// An earlier request with the same id had made this commit.
+    AlreadyDone(Position),
+    /// A precondition does not hold because of a commit that ends at `basis`; it may be told once that is
+    /// visible.
+    PreconditionFailed {
+        /// What to answer then.
+        error: CommitError,
+        /// What it rests on; invalid where it rests on what is visible already.
+        basis: Lsn,
+    },
+}
+
+/// How the sequencer answers.
+pub(crate) type Reply = oneshot::Sender<Result<Ordered, CommitError>>;
+
+/// A commit that waits for its turn.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub record: CommitRecord,
+    pub preconditions: Vec<Precondition>,
+    /// Of keys and values.
+    pub bytes: u64,
+    pub reply: Reply,
+}
+
+impl Queued {
+    fn charge(&self) -> u64 {
+        self.bytes + COMMIT_OVERHEAD_BYTES
+    }
+}
+
+/// A commit was not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Nobody sequences any more.
+    Closed,
+    /// With it, this many bytes would be unconfirmed.
+    Full {
+        /// Queued and appended.
+        bytes: u64,
+    },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Queued>,
+    /// Of those that wait and of those that the sequencer has taken and not settled.
+    bytes: u64,
+    closed: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct CommitQueue {
+    state: Mutex<State>,
+    arrived: Condvar,
+    bytes_max: u64,
+}
+
+/// What the sequencer took in one turn.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub commits: Vec<Queued>,
+    charge: u64,
+}
+
+impl CommitQueue {
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        Self { state: Mutex::default(), arrived: Condvar::new(), bytes_max }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a commit, unless that makes more than the bound with the `unconfirmed` bytes of the log.
+    pub(crate) fn push(&self, commit: Queued, unconfirmed: u64) -> Result<(), Refused> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        let bytes = state.bytes.saturating_add(unconfirmed).saturating_add(commit.charge());
+        if bytes > self.bytes_max || state.waiting.len() >= QUEUE_COMMITS_MAX {
+            return Err(Refused::Full { bytes });
+        }
+        state.bytes += commit.charge();
+        state.waiting.push_back(commit);
+        drop(state);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// Waits for commits and takes up to `bytes_max` of them, at least one; none once the queue is closed.
+    pub(crate) fn take(&self, bytes_max: u64) -> Option<Batch> {
+        let mut state = self.lock();
+        while state.waiting.is_empty() && !state.closed {
+            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.closed {
+            return None;
+        }
+        let mut batch = Batch { commits: Vec::new(), charge: 0 };
+        while let Some(first) = state.waiting.front() {
+            if !batch.commits.is_empty() && batch.charge + first.charge() > bytes_max {
+                break;
+            }
+            batch.charge += first.charge();
+            batch.commits.extend(state.waiting.pop_front());
+        }
+        Some(batch)
+    }
+
+    /// A batch is in the log, or refused: it does not count as queued any more.
+    pub(crate) fn settled(&self, charge: u64) {
+        let mut state = self.lock();
+        state.bytes = state.bytes.checked_sub(charge).expect("only what was taken is settled");
+    }
+
+    /// Ends the queue. What still waits was never appended, and is told so.
+    pub(crate) fn close(&self) {
+        let waiting = {
+            let mut state = self.lock();
+            state.closed = true;
+            std::mem::take(&mut state.waiting)
+        };
+        self.arrived.notify_all();
+        for commit in waiting {
+            // One whose caller has gone hears nothing.
+            commit.reply.send(Err(CommitError::NotPrimary)).ok();
+        }
+    }
+}
+
+impl Batch {
+    /// What [`CommitQueue::settled`] is told.
+    pub(crate) fn charge(&self) -> u64 {
+        self.charge
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(bytes: u64) -> (Queued, oneshot::Receiver<Result<Ordered, CommitError>>) {
+        let (reply, answer) = oneshot::channel();
+        (Queued { record: CommitRecord::default(), preconditions: Vec::new(), bytes, reply }, answer)
+    }
+
+    #[test]
+    fn bytes_are_bounded_until_they_are_settled() {
+        let queue = CommitQueue::new(1_000);
+        assert_eq!(queue.push(commit(400).0, 0), Ok(()));
+        assert_eq!(queue.push(commit(400).0, 73), Err(Refused::Full { bytes: 464 + 464 + 73 }));
+        assert_eq!(queue.push(commit(400).0, 72), Ok(()));
+        let batch = queue.take(500).expect("open");
+        assert_eq!((batch.commits.len(), batch.charge()), (1, 464));
+        assert_eq!(queue.push(commit(400).0, 0), Err(Refused::Full { bytes: 3 * 464 }));
+        queue.settled(batch.charge());
+        assert_eq!(queue.push(commit(400).0, 0), Ok(()));
+        assert_eq!(queue.take(10_000).expect("open").commits.len(), 2);
+    }
+
+    #[test]
+    fn closing_tells_the_waiting_that_nothing_was_written() {
+        let queue = CommitQueue::new(1_000);
+        let (waiting, mut answer) = commit(1);
+        queue.push(waiting, 0).unwrap();
+        queue.close();
+        assert!(matches!(answer.try_recv(), Ok(Err(CommitError::NotPrimary))));
+        assert_eq!(queue.push(commit(1).0, 0), Err(Refused::Closed));
+        assert!(queue.take(1).is_none());
+    }
+}

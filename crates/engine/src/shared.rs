@@ -1,0 +1,163 @@
+//! What the threads of an engine share.
+//!
+//! Lock order: `role`, then `reader`, then `safe_gate`, then `session`. The applier takes `reader` and
+//! `session` only, the sequencer takes `session` only, so a change of role may wait for both.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::watch;
+use understudy_store::Store;
+use understudy_types::{Lsn, Position};
+use understudy_wal::{Wal, WalReader};
+
+use crate::clock::Clock;
+use crate::commit::UnknownReason;
+use crate::config::EngineConfig;
+use crate::error::EngineFailure;
+use crate::roles::{Role, RoleState};
+use crate::session::Session;
+
+pub(crate) struct Shared {
+    pub config: EngineConfig,
+    pub wal: Wal,
+    pub store: Arc<dyn Store>,
+    pub clock: Arc<dyn Clock>,
+    /// The role and the thread that goes with it. Held for a whole change of role.
+    role: Mutex<RoleState>,
+    /// Where the applier reads. Held while it applies: whoever holds it sees the store at rest.
+    reader: Mutex<WalReader>,
+    /// The session of the timeline that is open; none on a standby.
+    session: RwLock<Option<Arc<Session>>>,
+    /// Up to where what the applier did is published; changed by it alone.
+    pub visible: watch::Sender<Position>,
+    /// Up to where a failover cannot take anything back.
+    pub safe: watch::Sender<Lsn>,
+    /// Whether the safe LSN may move: not on a sealed node.
+    safe_gate: Mutex<bool>,
+    /// Until when a majority confirms the primary; none for never.
+    pub confirmed_until: watch::Sender<Option<std::time::Instant>>,
+    pub failure: watch::Sender<Option<Arc<EngineFailure>>>,
+    /// Tells the applier to end.
+    pub stopping: watch::Sender<bool>,
+    /// For threads that wait for the visible LSN: async code uses the watch.
+    progress: Mutex<()>,
+    progressed: Condvar,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: EngineConfig,
+        wal: Wal,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        visible: Position,
+    ) -> Self {
+        let reader = wal.reader(visible.lsn);
+        Self {
+            config,
+            wal,
+            store,
+            clock,
+            role: Mutex::new(RoleState { role: Role::Standby, sequencer: None }),
+            reader: Mutex::new(reader),
+            session: RwLock::new(None),
+            visible: watch::Sender::new(visible),
+            safe: watch::Sender::new(visible.lsn),
+            safe_gate: Mutex::new(true),
+            confirmed_until: watch::Sender::new(None),
+            failure: watch::Sender::new(None),
+            stopping: watch::Sender::new(false),
+            progress: Mutex::new(()),
+            progressed: Condvar::new(),
+        }
+    }
+
+    /// Keeps every other change of role out for as long as the guard lives.
+    pub(crate) fn role(&self) -> MutexGuard<'_, RoleState> {
+        self.role.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the applier for as long as the guard lives.
+    pub(crate) fn reader(&self) -> MutexGuard<'_, WalReader> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn session(&self) -> Option<Arc<Session>> {
+        self.session.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_session(&self, session: Option<Arc<Session>>) -> Option<Arc<Session>> {
+        std::mem::replace(&mut *self.session.write().unwrap_or_else(PoisonError::into_inner), session)
+    }
+
+    /// Where the store stands, which is what everybody may see.
+    pub(crate) fn visible_now(&self) -> Position {
+        *self.visible.borrow()
+    }
+
+    /// Shows what was applied, and wakes who waits for it.
+    pub(crate) fn publish_visible(&self, visible: Position) {
+        self.visible.send_replace(visible);
+        self.wake_threads();
+        if let Some(session) = self.session() {
+            session.visible.release(visible.lsn);
+        }
+    }
+
+    fn wake_threads(&self) {
+        drop(self.progress.lock().unwrap_or_else(PoisonError::into_inner));
+        self.progressed.notify_all();
+    }
+
+    /// Blocks until `lsn` is visible.
+    pub(crate) fn wait_visible(&self, lsn: Lsn) -> Result<(), EngineFailure> {
+        let mut guard = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(failure) = &*self.failure.borrow() {
+                return Err(EngineFailure::clone(failure));
+            }
+            if self.visible_now().lsn >= lsn {
+                return Ok(());
+            }
+            guard = self.progressed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Moves the safe LSN up to `lsn`, unless the node is sealed.
+    pub(crate) fn advance_safe(&self, lsn: Lsn) {
+        let gate = self.safe_gate.lock().unwrap_or_else(PoisonError::into_inner);
+        if *gate {
+            self.safe.send_if_modified(|safe| {
+                let moves = lsn > *safe;
+                *safe = lsn.max(*safe);
+                moves
+            });
+        }
+    }
+
+    /// From now on the safe LSN stays where it is, or may move again.
+    pub(crate) fn open_safe_gate(&self, open: bool) {
+        *self.safe_gate.lock().unwrap_or_else(PoisonError::into_inner) = open;
+    }
+
+    /// Latches a failure: nothing is acknowledged any more, and the process is to exit.
+    pub(crate) fn fail(&self, failure: EngineFailure) {
+        let first = self.failure.send_if_modified(|present| {
+            let first = present.is_none();
+            present.get_or_insert_with(|| Arc::new(failure.clone()));
+            first
+        });
+        if first {
+            tracing::error!(error = &failure as &dyn std::error::Error, "the engine failed");
+        }
+        if let Some(session) = self.session() {
+            session.close(UnknownReason::Failed);
+        }
+        self.wake_threads();
+    }
+
+    /// Appended bytes that are not visible yet.
+    pub(crate) fn unconfirmed_bytes(&self) -> u64 {
+        self.wal.end().lsn.saturating_since(self.visible_now().lsn)
+    }
+}

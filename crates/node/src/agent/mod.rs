@@ -1,0 +1,411 @@
+//! The failover agent: the one task that gives the node its role.
+//!
+//! Everything that can change the role comes in as an event: the applied cluster state, Raft leadership, what the mesh
+//! heard, the end of an action, a tick. After each, the agent asks the pure core what to do ([`reconcile`]; on the
+//! Raft leader also [`plan`]) and carries it out. It decides nothing itself. An action that blocks runs beside the
+//! task, one at a time, and its end is an event: while a disk is stuck in a seal, beats, confirmations and the
+//! planner go on.
+//!
+//! Kept here: a seal is on disk before it is answered by ([`Standing`]) and before it is reported (INV-FENCED);
+//! a timeline is opened at most once by this process (INV-ONE-PRIMARY).
+
+mod act;
+mod lead;
+mod observe;
+mod table;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use understudy_control::{Applied, Control, Leadership};
+use understudy_core::observation::{FetchOrder, NodeReport};
+use understudy_core::reconcile::{Following, reconcile};
+use understudy_core::state::ClusterState;
+use understudy_engine::Engine;
+use understudy_replication::{ReceiverStatus, Source};
+use understudy_types::{Incarnation, NodeId, TimelineId};
+use understudy_wal::files::Files;
+
+use crate::confirmer::Confirmer;
+use crate::identity::DataDirError;
+use crate::mesh::{MeshEvent, MeshHandles, Outgoing, Standing, Me, spawn_dialer};
+use crate::promises::{PromiseFile, Promises};
+use crate::services::Health;
+use crate::sync_list::SyncListTask;
+use crate::upstream::Upstream;
+use crate::view::NodeView;
+
+use act::Done;
+use lead::Leading;
+use table::{Change, Table};
+
+/// How often the agent looks without being told: timeouts are noticed this late at most.
+const TICK: Duration = Duration::from_millis(50);
+/// Ends of actions that wait for the agent.
+const DONE_MAX: usize = 16;
+
+/// Why the agent ended. The process must exit: recovery starts over from the disk.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A promise could not be made durable.
+    #[error("a promise to the other nodes cannot be made durable: {0}")]
+    Promise(#[from] DataDirError),
+    /// The log or the store failed in the middle of an action.
+    #[error("{action} failed for good: {why}")]
+    Action {
+        /// What was done.
+        action: &'static str,
+        /// Why it failed.
+        why: String,
+    },
+    /// Raft is gone.
+    #[error("raft ended")]
+    Raft,
+}
+
+/// What the agent works with.
+pub struct AgentParts {
+    /// Who this process is.
+    pub me: Me,
+    /// The disk.
+    pub files: Arc<dyn Files>,
+    /// What was promised.
+    pub promises: PromiseFile,
+    /// Raft.
+    pub control: Control,
+    /// The data.
+    pub engine: Engine,
+    /// Rounds of confirmation.
+    pub confirmer: Confirmer,
+    /// What standbys stream from.
+    pub upstream: Arc<Upstream>,
+    /// What services see.
+    pub view: watch::Sender<NodeView>,
+    /// What beats carry.
+    pub outgoing: watch::Sender<Outgoing>,
+    /// What beats are answered by.
+    pub standing: watch::Sender<Standing>,
+    /// For dialers.
+    pub mesh: MeshHandles,
+    /// What load balancers see.
+    pub health: Health,
+    /// The node stops.
+    pub stop: CancellationToken,
+}
+
+/// A walreceiver at work.
+struct Follower {
+    following: Following,
+    stop: CancellationToken,
+    status: watch::Receiver<ReceiverStatus>,
+    task: JoinHandle<()>,
+}
+
+/// A timeline that this process opened and has not given up.
+struct Primary {
+    timeline: TimelineId,
+    sync: SyncListTask,
+    /// Since when every look found that no majority confirms it; none while one does.
+    unconfirmed_since: Option<Instant>,
+}
+
+impl Primary {
+    /// How long confirmation may be missing before the node says so. A process that was paused finds its last
+    /// confirmation expired: the rounds that it sends at once are answered sooner than this.
+    const PATIENCE: Duration = Duration::from_millis(300);
+
+    fn look(&mut self, is_confirmed: bool, now: Instant) {
+        let since = self.unconfirmed_since.unwrap_or(now);
+        self.unconfirmed_since = (!is_confirmed).then_some(since);
+    }
+
+    fn is_confirmed(&self, now: Instant) -> bool {
+        self.unconfirmed_since.is_none_or(|since| now.saturating_duration_since(since) < Self::PATIENCE)
+    }
+}
+
+/// See the module.
+pub struct Agent {
+    me: Me,
+    control: Control,
+    engine: Engine,
+    confirmer: Confirmer,
+    upstream: Arc<Upstream>,
+    view: watch::Sender<NodeView>,
+    outgoing: watch::Sender<Outgoing>,
+    standing: watch::Sender<Standing>,
+    mesh: MeshHandles,
+    health: Health,
+    stop: CancellationToken,
+
+    cluster: Arc<ClusterState>,
+    leadership: Leadership,
+    table: Table,
+    dialers: BTreeMap<NodeId, (String, CancellationToken)>,
+
+    /// None while a blocking action holds it.
+    promise_file: Option<PromiseFile>,
+    /// As they were last on disk.
+    promises: Promises,
+    seal_complete: bool,
+    opened: Option<TimelineId>,
+    failed_to_open: Option<TimelineId>,
+    stays_out: Option<String>,
+    follower: Option<Follower>,
+    primary: Option<Primary>,
+    fetch_order: Option<FetchOrder>,
+
+    /// The action that is under way, and how to break it off if it can be.
+    busy: Option<Busy>,
+    clearing_damage: bool,
+    done: mpsc::Receiver<Done>,
+    done_tx: mpsc::Sender<Done>,
+    leading: Leading,
+
+    /// Zero of the milliseconds that the core counts in.
+    began: Instant,
+    /// When the present (timeline, election) was first seen.
+    phase_since: Instant,
+    /// The report that went out last.
+    said: Option<Arc<NodeReport>>,
+    said_at: Instant,
+    was_writable: Option<(bool, bool)>,
+}
+
+/// An action under way.
+struct Busy {
+    /// For a fetch.
+    order: Option<FetchOrder>,
+    cancel: CancellationToken,
+}
+
+impl Agent {
+    /// Takes over the node. It has no role until the first step.
+    pub fn new(parts: AgentParts) -> Self {
+        let (done_tx, done) = mpsc::channel(DONE_MAX);
+        let now = Instant::now();
+        let leadership = parts.control.leadership().borrow().clone();
+        let promises = parts.promises.get();
+        let cluster = Arc::new(parts.control.state().borrow().state.clone());
+        parts.upstream.set_source(Source::of(&parts.engine, parts.me.node_id));
+        Self {
+            me: parts.me,
+            cluster,
+            leading: Leading::since(leadership.i_am_leader.then_some(now)),
+            leadership,
+            control: parts.control,
+            engine: parts.engine,
+            confirmer: parts.confirmer,
+            upstream: parts.upstream,
+            view: parts.view,
+            outgoing: parts.outgoing,
+            standing: parts.standing,
+            mesh: parts.mesh,
+            health: parts.health,
+            stop: parts.stop,
+            table: Table::default(),
+            dialers: BTreeMap::new(),
+            promise_file: Some(parts.promises),
+            promises,
+            seal_complete: false,
+            opened: None,
+            failed_to_open: None,
+            stays_out: None,
+            follower: None,
+            primary: None,
+            fetch_order: None,
+            busy: None,
+            clearing_damage: false,
+            done,
+            done_tx,
+            began: now,
+            phase_since: now,
+            said: None,
+            said_at: now,
+            was_writable: None,
+        }
+    }
+
+    /// Runs until the node stops.
+    ///
+    /// # Errors
+    /// When the node must not go on.
+    pub async fn run(mut self, events: &mut mpsc::Receiver<MeshEvent>) -> Result<(), AgentError> {
+        let mut states = self.control.state();
+        let mut leadership = self.control.leadership();
+        let stop = self.stop.clone();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.publish_standing();
+        self.learn_state(&states.borrow_and_update().clone());
+        loop {
+            let step = tokio::select! {
+                () = stop.cancelled() => break,
+                event = events.recv() => match event {
+                    Some(event) => self.hear(&event),
+                    None => break,
+                },
+                changed = states.changed() => {
+                    changed.map_err(|_| AgentError::Raft)?;
+                    let applied = states.borrow_and_update().clone();
+                    self.learn_state(&applied);
+                    true
+                }
+                changed = leadership.changed() => {
+                    changed.map_err(|_| AgentError::Raft)?;
+                    let now = leadership.borrow_and_update().clone();
+                    self.learn_leadership(now);
+                    true
+                }
+                done = self.done.recv() => match done {
+                    Some(done) => { self.finish(done).await?; true }
+                    None => true,
+                },
+                _ = tick.tick() => true,
+            };
+            if step {
+                self.step().await?;
+            }
+        }
+        self.step_down("the server stops").await;
+        if let Some(task) = self.stop_following()
+            && let Err(error) = task.await
+        {
+            tracing::warn!(%error, "the walreceiver did not end well");
+        }
+        Ok(())
+    }
+
+    /// Whether what was heard asks for a step at once.
+    fn hear(&mut self, event: &MeshEvent) -> bool {
+        let now = Instant::now();
+        let change = self.table.handle(event, now);
+        let mut ordered = false;
+        if let MeshEvent::Report { from, report, fetch_order } = event {
+            if let Some(primary) = &self.primary {
+                primary.sync.heard(*from, report);
+            }
+            // Only the leader that this node follows gives orders.
+            if self.leadership.leader == Some(*from) && *fetch_order != self.fetch_order {
+                self.fetch_order = *fetch_order;
+                ordered = true;
+            }
+        }
+        ordered || change == Change::Urgent
+    }
+
+    fn learn_state(&mut self, applied: &Applied) {
+        let new = &applied.state;
+        let moved = new.timeline() != self.cluster.timeline() || new.election != self.cluster.election;
+        if moved {
+            self.phase_since = Instant::now();
+            self.fetch_order = None;
+            self.leading.phase_changed();
+            self.log_phase(new);
+        }
+        self.cluster = Arc::new(new.clone());
+        self.upstream.learn(new.timeline_history(), new.members.keys().copied().collect());
+        if let Some(primary) = &self.primary {
+            primary.sync.learn_state(&self.cluster);
+        }
+        self.dial_members();
+    }
+
+    fn log_phase(&self, new: &ClusterState) {
+        let name = |id: NodeId| new.members.get(&id).map_or_else(|| id.to_string(), |member| member.name.to_string());
+        match (&new.election, new.primary()) {
+            (Some(election), _) => {
+                tracing::info!(timeline = %election.timeline, reason = %election.reason, "an election has begun");
+            }
+            (None, Some(entry)) => tracing::info!(
+                timeline = %entry.switch.timeline, primary = %name(entry.node), switch_lsn = %entry.switch.switch_lsn,
+                safe_lsn = %entry.safe_lsn, reason = %entry.reason, "a primary was promoted"
+            ),
+            (None, None) => {}
+        }
+    }
+
+    fn learn_leadership(&mut self, now: Leadership) {
+        if now.i_am_leader != self.leadership.i_am_leader {
+            self.leading = Leading::since(now.i_am_leader.then(Instant::now));
+            self.outgoing.send_modify(|outgoing| outgoing.fetch_order = None);
+        }
+        if now.leader != self.leadership.leader {
+            self.fetch_order = None;
+        }
+        if now.voters_version != self.leadership.voters_version {
+            self.standing.send_modify(|standing| standing.voters_version = now.voters_version);
+            self.outgoing.send_modify(|outgoing| outgoing.voters_version = now.voters_version);
+        }
+        self.leadership = now;
+    }
+
+    /// One beat stream to every other member.
+    fn dial_members(&mut self) {
+        let wanted: BTreeMap<NodeId, String> = self
+            .cluster
+            .members
+            .iter()
+            .filter(|(id, _)| **id != self.me.node_id)
+            .map(|(id, member)| (*id, member.address.clone()))
+            .collect();
+        self.dialers.retain(|id, (address, stop)| {
+            let stays = wanted.get(id) == Some(address);
+            if !stays {
+                stop.cancel();
+            }
+            stays
+        });
+        for (id, address) in wanted {
+            self.dialers.entry(id).or_insert_with(|| {
+                let stop = self.stop.child_token();
+                spawn_dialer(self.mesh.clone(), id, address.clone(), stop.clone());
+                (address, stop)
+            });
+        }
+    }
+
+    /// What this node answers beats by, from the promises on disk.
+    fn publish_standing(&self) {
+        let sealed = self.promises.sealed;
+        let voters_version = self.leadership.voters_version;
+        self.standing.send_modify(|standing| {
+            standing.sealed = sealed;
+            standing.voters_version = voters_version;
+        });
+        self.outgoing.send_modify(|outgoing| outgoing.voters_version = voters_version);
+    }
+
+    async fn step(&mut self) -> Result<(), AgentError> {
+        if let Some(primary) = &mut self.primary {
+            primary.look(self.confirmer.is_confirmed(), Instant::now());
+        }
+        let state = self.node_state();
+        self.break_off_stale_fetch();
+        if self.busy.is_none() {
+            for action in reconcile(&state, &self.cluster) {
+                self.act(action).await?;
+            }
+        }
+        self.lead();
+        self.say().await;
+        Ok(())
+    }
+
+    fn incarnation(&self) -> Incarnation {
+        self.me.incarnation
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.ms_of(Instant::now())
+    }
+
+    fn ms_of(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.began);
+        u64::try_from(since.as_millis()).expect("a process lives less than 584 million years")
+    }
+}

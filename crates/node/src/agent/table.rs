@@ -1,0 +1,175 @@
+//! What this node knows of the others: kept by the agent alone, from mesh events.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use understudy_core::observation::{NodeReport, Observed};
+use understudy_types::NodeId;
+
+use crate::mesh::{Link, MeshEvent};
+use crate::view::NodeSeen;
+
+/// One other node.
+#[derive(Debug)]
+struct Peer {
+    heard_at: Option<Instant>,
+    report: Option<Arc<NodeReport>>,
+    /// Its beat streams to us that stand. More than one while an old one is not known to be dead yet.
+    streams_in: u32,
+    /// Ours to it.
+    link: Option<Link>,
+    /// Ours to it stood once.
+    was_up: bool,
+}
+
+/// The other nodes by id.
+#[derive(Debug, Default)]
+pub struct Table {
+    peers: BTreeMap<NodeId, Peer>,
+}
+
+/// What an event changed that somebody waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing that cannot wait for the next beat.
+    Routine,
+    /// A node's seal, role, incarnation or health is not what it was, or a connection was lost or made.
+    Urgent,
+}
+
+impl Peer {
+    fn new() -> Self {
+        Self { heard_at: None, report: None, streams_in: 0, link: None, was_up: false }
+    }
+
+    /// Lost, and nobody listens there any more.
+    fn is_refused(&self) -> bool {
+        self.was_up && self.streams_in == 0 && self.link == Some(Link::Refused)
+    }
+}
+
+/// Whether two reports of a node differ in what others wait for.
+pub fn differ_urgently(old: &NodeReport, new: &NodeReport) -> bool {
+    old.incarnation != new.incarnation
+        || old.role != new.role
+        || old.timeline != new.timeline
+        || old.seal != new.seal
+        || old.damaged != new.damaged
+        || old.primary_refused != new.primary_refused
+        || old.confirmed != new.confirmed
+        || old.failed_to_open != new.failed_to_open
+        || old.stays_out != new.stays_out
+        || old.raft_leader != new.raft_leader
+        || (new.seal.is_some_and(|seal| seal.complete) && old.wal_end != new.wal_end)
+}
+
+impl Table {
+    /// Takes in what the mesh says. A fetch order is the agent's own business.
+    pub fn handle(&mut self, event: &MeshEvent, now: Instant) -> Change {
+        match event {
+            MeshEvent::Report { from, report, .. } => {
+                let peer = self.peers.entry(*from).or_insert_with(Peer::new);
+                peer.heard_at = Some(now);
+                let urgent = peer.report.as_ref().is_none_or(|old| differ_urgently(old, report));
+                peer.report = Some(Arc::new((**report).clone()));
+                if urgent { Change::Urgent } else { Change::Routine }
+            }
+            MeshEvent::Opened { from } => {
+                self.peers.entry(*from).or_insert_with(Peer::new).streams_in += 1;
+                Change::Routine
+            }
+            MeshEvent::Closed { from } => {
+                let peer = self.peers.entry(*from).or_insert_with(Peer::new);
+                peer.streams_in = peer.streams_in.saturating_sub(1);
+                Change::Urgent
+            }
+            MeshEvent::Link { to, link } => {
+                let peer = self.peers.entry(*to).or_insert_with(Peer::new);
+                peer.was_up |= *link == Link::Up;
+                peer.link = Some(link.clone());
+                Change::Urgent
+            }
+        }
+    }
+
+    /// How long ago `node` was heard; none for never.
+    pub fn heard(&self, node: NodeId, now: Instant) -> Option<Duration> {
+        self.peers.get(&node)?.heard_at.map(|at| now.saturating_duration_since(at))
+    }
+
+    /// We had a connection to `node`, lost it, and cannot have a new one.
+    pub fn is_refused(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(Peer::is_refused)
+    }
+
+    /// Whom we heard within `timeout`.
+    pub fn hears(&self, timeout: Duration, now: Instant) -> BTreeSet<NodeId> {
+        let recent = |peer: &Peer| peer.heard_at.is_some_and(|at| now.saturating_duration_since(at) < timeout);
+        self.peers.iter().filter(|(_, peer)| recent(peer)).map(|(id, _)| *id).collect()
+    }
+
+    /// Every node that was ever heard, with its report.
+    pub fn reports(&self) -> impl Iterator<Item = (NodeId, &Arc<NodeReport>)> {
+        self.peers.iter().filter_map(|(id, peer)| Some((*id, peer.report.as_ref()?)))
+    }
+
+    /// For the planner. `to_ms` turns an instant into the milliseconds that it counts in.
+    pub fn observed(&self, to_ms: impl Fn(Instant) -> u64) -> BTreeMap<NodeId, Observed> {
+        let observed = |peer: &Peer| {
+            Some(Observed {
+                heard_at_ms: to_ms(peer.heard_at?),
+                connected: peer.link == Some(Link::Up),
+                refused: peer.is_refused(),
+                report: (**peer.report.as_ref()?).clone(),
+            })
+        };
+        self.peers.iter().filter_map(|(id, peer)| Some((*id, observed(peer)?))).collect()
+    }
+
+    /// For people.
+    pub fn seen(&self, now: Instant) -> BTreeMap<NodeId, NodeSeen> {
+        let seen = |peer: &Peer| {
+            let heard_ms_ago = u64::try_from(now.saturating_duration_since(peer.heard_at?).as_millis()).unwrap_or(u64::MAX);
+            let problem = match &peer.link {
+                Some(Link::Up) | None => None,
+                Some(Link::Refused) => Some("connection refused: nobody listens at its address".to_owned()),
+                Some(Link::Down { why }) => Some(why.clone()),
+            };
+            Some(NodeSeen { heard_ms_ago, report: Arc::clone(peer.report.as_ref()?), problem })
+        };
+        self.peers.iter().filter_map(|(id, peer)| Some((*id, seen(peer)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEER: NodeId = NodeId::new(2);
+
+    fn table(events: &[MeshEvent]) -> Table {
+        let mut table = Table::default();
+        for event in events {
+            table.handle(event, Instant::now());
+        }
+        table
+    }
+
+    fn link(link: Link) -> MeshEvent {
+        MeshEvent::Link { to: PEER, link }
+    }
+
+    #[test]
+    fn a_node_counts_as_refused_only_after_it_was_connected_and_both_ways_are_gone() {
+        assert!(!table(&[link(Link::Refused)]).is_refused(PEER), "it may just not have started yet");
+        let lost = [link(Link::Up), MeshEvent::Opened { from: PEER }, link(Link::Refused)];
+        assert!(!table(&lost).is_refused(PEER), "its own stream to us still stands");
+        let dead = [link(Link::Up), MeshEvent::Opened { from: PEER }, MeshEvent::Closed { from: PEER }, link(Link::Refused)];
+        assert!(table(&dead).is_refused(PEER));
+        let silent = [link(Link::Up), link(Link::Down { why: "timed out".to_owned() })];
+        assert!(!table(&silent).is_refused(PEER), "silence is no refusal");
+        let back = [link(Link::Up), link(Link::Refused), link(Link::Up)];
+        assert!(!table(&back).is_refused(PEER));
+    }
+}

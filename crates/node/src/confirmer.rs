@@ -1,0 +1,239 @@
+//! Quorum confirmation of the primary (INV-LINEAR): the shell around [`understudy_core::confirm::Confirmation`].
+//!
+//! One task owns the rounds. It starts one every [`BEAT_INTERVAL`], and one at once when a read waits and none is
+//! on its way; reads that come in the meantime share the next one. A round is a beat: [`Outgoing::round`] grows,
+//! every dialer sends, the answers come back as [`Answer`]s. Two things follow from a round that a majority
+//! confirmed: the reads that waited for it are let go, and the engine may acknowledge commits until
+//! `primary_timeout` after the round was *sent*.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use understudy_core::confirm::Confirmation;
+use understudy_engine::Engine;
+use understudy_types::{NodeId, TimelineId};
+
+use crate::mesh::{Answer, BEAT_INTERVAL, Outgoing};
+
+/// Reads that wait for the confirmer to take them.
+const REQUESTS_MAX: usize = 4096;
+
+/// This node is not the primary of the timeline that was to be confirmed, or no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this node is not the primary of timeline {0}")]
+pub struct NotPrimary(pub TimelineId);
+
+/// What the primary needs confirmed.
+pub struct Claim {
+    /// The timeline that this node opened.
+    pub timeline: TimelineId,
+    /// Who votes.
+    pub voters: BTreeSet<NodeId>,
+    /// How long a confirmation lets commits be acknowledged.
+    pub primary_timeout: Duration,
+    /// Told until when it may acknowledge.
+    pub engine: Engine,
+}
+
+enum Order {
+    Confirm { timeline: TimelineId, done: oneshot::Sender<Result<(), NotPrimary>> },
+    Claim(Option<Box<Claim>>),
+}
+
+/// Handle of the confirmer's task.
+#[derive(Clone)]
+pub struct Confirmer {
+    orders: mpsc::Sender<Order>,
+    confirmed_until: watch::Receiver<Option<Instant>>,
+}
+
+impl Confirmer {
+    /// Starts the task. It ends when `stop` is cancelled.
+    pub fn spawn(me: NodeId, outgoing: watch::Sender<Outgoing>, answers: mpsc::Receiver<Answer>, stop: CancellationToken) -> Self {
+        let (orders, queue) = mpsc::channel(REQUESTS_MAX);
+        let (confirmed, confirmed_until) = watch::channel(None);
+        let task = Task { me, outgoing, answers, queue, confirmed, primary: None, began: Instant::now() };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task.run() => {}
+            }
+        });
+        Self { orders, confirmed_until }
+    }
+
+    /// Waits until a majority of voters has said, after this call began, that nothing newer than `timeline` is sealed.
+    ///
+    /// # Errors
+    /// When this node is not, or no longer, the primary of `timeline`. It does not end by itself while a majority
+    /// is silent: give it a deadline.
+    pub async fn confirm(&self, timeline: TimelineId) -> Result<(), NotPrimary> {
+        let (done, outcome) = oneshot::channel();
+        if self.orders.send(Order::Confirm { timeline, done }).await.is_err() {
+            return Err(NotPrimary(timeline));
+        }
+        outcome.await.unwrap_or(Err(NotPrimary(timeline)))
+    }
+
+    /// From now on this node claims to be the primary, or no longer does.
+    pub async fn claim(&self, claim: Option<Claim>) {
+        if self.orders.send(Order::Claim(claim.map(Box::new))).await.is_err() {
+            tracing::debug!("the confirmer has stopped");
+        }
+    }
+
+    /// Whether a majority confirms the claim, and did so recently enough to acknowledge commits.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed_until.borrow().is_some_and(|until| Instant::now() < until)
+    }
+}
+
+struct Primary {
+    claim: Claim,
+    confirmation: Confirmation,
+    /// The newest round that was started for reads and is not confirmed yet.
+    in_flight: Option<u64>,
+    /// Reads that the round in flight answers.
+    covered: Vec<oneshot::Sender<Result<(), NotPrimary>>>,
+    /// Reads that came after it was started.
+    waiting: Vec<oneshot::Sender<Result<(), NotPrimary>>>,
+}
+
+struct Task {
+    me: NodeId,
+    outgoing: watch::Sender<Outgoing>,
+    answers: mpsc::Receiver<Answer>,
+    queue: mpsc::Receiver<Order>,
+    confirmed: watch::Sender<Option<Instant>>,
+    primary: Option<Primary>,
+    /// Zero of the milliseconds that the pure part counts in.
+    began: Instant,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut beat = tokio::time::interval(BEAT_INTERVAL);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = beat.tick() => { self.start_round(); self.advance(); }
+                order = self.queue.recv() => match order {
+                    Some(order) => self.obey(order),
+                    None => return,
+                },
+                answer = self.answers.recv() => match answer {
+                    Some(answer) => self.receive(answer),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).expect("a process lives less than 584 million years")
+    }
+
+    /// Every node beats; only for a primary the round also confirms.
+    fn start_round(&mut self) -> u64 {
+        let now = self.now_ms();
+        let round = self.outgoing.borrow().round + 1;
+        if let Some(primary) = &mut self.primary {
+            primary.confirmation.start_round(round, now);
+        }
+        self.outgoing.send_modify(|outgoing| outgoing.round = round);
+        round
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Confirm { timeline, done } => {
+                let Some(primary) = self.primary.as_mut().filter(|primary| primary.claim.timeline == timeline) else {
+                    reply(done, Err(NotPrimary(timeline)));
+                    return;
+                };
+                primary.waiting.push(done);
+                self.advance();
+            }
+            Order::Claim(claim) => self.take(claim.map(|claim| *claim)),
+        }
+    }
+
+    fn take(&mut self, claim: Option<Claim>) {
+        if let Some(former) = self.primary.take() {
+            let same = claim.as_ref().is_some_and(|claim| claim.timeline == former.claim.timeline);
+            if !same {
+                former.claim.engine.set_confirmed_until(None);
+            }
+            for done in former.covered.into_iter().chain(former.waiting) {
+                reply(done, Err(NotPrimary(former.claim.timeline)));
+            }
+        }
+        let timeline = claim.as_ref().map_or(TimelineId::NONE, |claim| claim.timeline);
+        self.outgoing.send_modify(|outgoing| outgoing.confirm_timeline = timeline);
+        self.confirmed.send_replace(None);
+        self.primary = claim.map(|claim| Primary {
+            confirmation: Confirmation::new(self.me, claim.timeline, claim.voters.clone()),
+            claim,
+            in_flight: None,
+            covered: Vec::new(),
+            waiting: Vec::new(),
+        });
+        self.start_round();
+        self.advance();
+    }
+
+    fn receive(&mut self, answer: Answer) {
+        if let Some(primary) = &mut self.primary
+            && primary.claim.timeline == answer.timeline
+        {
+            primary.confirmation.on_reply(answer.from, answer.round, answer.confirmed);
+            self.advance();
+        }
+    }
+
+    /// Lets go what is confirmed, and starts a round for reads that none covers.
+    fn advance(&mut self) {
+        let Some(primary) = &mut self.primary else { return };
+        let confirmed_round = primary.confirmation.confirmed_round();
+        if primary.in_flight.is_some_and(|round| confirmed_round.is_some_and(|confirmed| confirmed >= round)) {
+            primary.in_flight = None;
+            for done in primary.covered.drain(..) {
+                reply(done, Ok(()));
+            }
+        }
+        let timeout_ms = u64::try_from(primary.claim.primary_timeout.as_millis()).unwrap_or(u64::MAX);
+        let until = primary.confirmation.confirmed_until_ms(timeout_ms).map(|at| self.began + Duration::from_millis(at));
+        if *self.confirmed.borrow() != until {
+            self.confirmed.send_replace(until);
+            primary.claim.engine.set_confirmed_until(until);
+        }
+        if primary.in_flight.is_none() && !primary.waiting.is_empty() {
+            primary.covered = std::mem::take(&mut primary.waiting);
+            let round = self.start_round();
+            if let Some(primary) = &mut self.primary {
+                primary.in_flight = Some(round);
+            }
+            // A cluster of one voter confirms itself at once.
+            self.advance_alone();
+        }
+    }
+
+    fn advance_alone(&mut self) {
+        let alone = self.primary.as_ref().is_some_and(|primary| {
+            let round = primary.confirmation.confirmed_round();
+            primary.in_flight.is_some_and(|asked| round.is_some_and(|confirmed| confirmed >= asked))
+        });
+        if alone {
+            self.advance();
+        }
+    }
+}
+
+/// A reader that went away is not told.
+fn reply(done: oneshot::Sender<Result<(), NotPrimary>>, outcome: Result<(), NotPrimary>) {
+    if done.send(outcome).is_err() {
+        tracing::trace!("a reader went away before it was confirmed");
+    }
+}

@@ -1,0 +1,177 @@
+//! Our beat stream to one other node.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use understudy_rpc::v1::mesh_client::MeshClient;
+use understudy_rpc::v1::{Beat, BeatReply};
+use understudy_types::NodeId;
+
+use super::{Answer, Link, MeshEvent, MeshHandles, Outgoing};
+use crate::convert;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// A refused or failed attempt is made again after this, so that a node that is back is seen at once.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
+/// Beats that wait for the connection. More would be stale by the time they are sent.
+const BEATS_QUEUED_MAX: usize = 4;
+
+/// Keeps a beat stream to `peer` at `address` until `stop`.
+pub fn spawn_dialer(handles: MeshHandles, peer: NodeId, address: String, stop: CancellationToken) {
+    tokio::spawn(async move {
+        let mut dialer = Dialer { handles, peer, address, last: None };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = dialer.run() => {}
+        }
+    });
+}
+
+struct Dialer {
+    handles: MeshHandles,
+    peer: NodeId,
+    address: String,
+    last: Option<Link>,
+}
+
+impl Dialer {
+    async fn run(&mut self) {
+        loop {
+            let link = match self.connect().await {
+                Ok(channel) => match self.carry(channel).await {
+                    Ok(()) => Link::Down { why: "the stream ended".to_owned() },
+                    Err(status) => Link::Down { why: status.message().to_owned() },
+                },
+                Err(link) => link,
+            };
+            // A stream that just broke is dialled again at once: whether that is refused is what the planner
+            // wants to know of a primary.
+            let broke = self.last == Some(Link::Up);
+            if !self.tell(link).await {
+                return;
+            }
+            if !broke {
+                tokio::time::sleep(RETRY_DELAY).await;
+            }
+        }
+    }
+
+    /// False when the agent is gone.
+    async fn tell(&mut self, link: Link) -> bool {
+        if self.last.as_ref() == Some(&link) {
+            return true;
+        }
+        self.last = Some(link.clone());
+        self.handles.events.send(MeshEvent::Link { to: self.peer, link }).await.is_ok()
+    }
+
+    async fn connect(&self) -> Result<Channel, Link> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
+            .map_err(|error| Link::Down { why: format!("\"{}\" is not an address: {error}", self.address) })?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(1))
+            .keep_alive_timeout(Duration::from_secs(3))
+            .keep_alive_while_idle(true);
+        endpoint.connect().await.map_err(|error| {
+            if is_refused(&error) { Link::Refused } else { Link::Down { why: format!("cannot connect to {}: {error}", self.address) } }
+        })
+    }
+
+    /// Sends and receives until the stream breaks.
+    async fn carry(&mut self, channel: Channel) -> Result<(), tonic::Status> {
+        let (beats, queued) = mpsc::channel(BEATS_QUEUED_MAX);
+        let mut outgoing = self.handles.outgoing.clone();
+        outgoing.mark_changed();
+        let mut sender = Sender { reported: 0, handles: self.handles.clone(), peer: self.peer, sent: Vec::new() };
+        let mut client = MeshClient::new(channel);
+        // The first beat goes with the request: the other side answers once it has seen it.
+        sender.send_changed(&mut outgoing, &beats).await?;
+        let mut replies = client.beats(ReceiverStream::new(queued)).await?.into_inner();
+        if !self.tell(Link::Up).await {
+            return Ok(());
+        }
+        loop {
+            tokio::select! {
+                changed = outgoing.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    sender.send_changed(&mut outgoing, &beats).await?;
+                }
+                reply = replies.message() => match reply? {
+                    Some(reply) => sender.receive(&reply),
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+}
+
+/// What one stream has sent.
+struct Sender {
+    handles: MeshHandles,
+    peer: NodeId,
+    /// The newest report that went out.
+    reported: u64,
+    /// Rounds that are not answered yet, with the timeline that they asked for.
+    sent: Vec<(u64, understudy_types::TimelineId)>,
+}
+
+impl Sender {
+    /// Rounds whose answers are still awaited. An older one cannot be the newest that a majority confirms.
+    const UNANSWERED_MAX: usize = 64;
+
+    async fn send_changed(
+        &mut self,
+        outgoing: &mut watch::Receiver<Outgoing>,
+        beats: &mpsc::Sender<Beat>,
+    ) -> Result<(), tonic::Status> {
+        let now = outgoing.borrow_and_update().clone();
+        let system_id = self.handles.standing.borrow().system_id;
+        let with_report = now.report_seq > self.reported;
+        let beat = Beat {
+            system_id: system_id.get(),
+            node_id: self.handles.me.node_id.get(),
+            incarnation: self.handles.me.incarnation.get(),
+            target_node_id: self.peer.get(),
+            round: now.round,
+            voters_version: now.voters_version,
+            confirm_timeline: now.confirm_timeline.get(),
+            report: now.report.as_deref().filter(|_| with_report).map(convert::report_to_wire),
+            fetch_order: now.fetch_order.as_ref().map(convert::fetch_order_to_wire),
+        };
+        self.reported = now.report_seq;
+        if self.sent.len() == Self::UNANSWERED_MAX {
+            self.sent.remove(0);
+        }
+        self.sent.push((now.round, now.confirm_timeline));
+        beats.send(beat).await.map_err(|_| tonic::Status::unavailable("the stream broke"))
+    }
+
+    fn receive(&mut self, reply: &BeatReply) {
+        let Some(at) = self.sent.iter().position(|(round, _)| *round == reply.round) else { return };
+        let (round, timeline) = self.sent[at];
+        self.sent.drain(..=at);
+        // A full queue means that the confirmer has newer answers to work on: one that is dropped costs a round.
+        if self.handles.answers.try_send(Answer { from: self.peer, round, timeline, confirmed: reply.confirmed }).is_err() {
+            tracing::debug!(peer = %self.peer, round, "an answer was dropped");
+        }
+    }
+}
+
+/// Whether somebody said that nobody listens: at once, as opposed to a time-out.
+fn is_refused(error: &tonic::transport::Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
+            return matches!(io.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset);
+        }
+        source = cause.source();
+    }
+    false
+}

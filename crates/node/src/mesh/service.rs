@@ -1,0 +1,191 @@
+//! The other side: beats that come in, and who stands here.
+
+use std::pin::Pin;
+
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use understudy_rpc::v1::mesh_server::Mesh;
+use understudy_rpc::v1::{Beat, BeatReply, IdentifyRequest, IdentifyResponse};
+use understudy_types::{NodeId, TimelineId};
+
+use super::{MeshEvent, MeshHandles, Standing};
+use crate::convert;
+
+/// Replies that wait for a connection.
+const REPLIES_QUEUED_MAX: usize = 16;
+
+/// What [`Mesh::identify`] answers.
+pub trait Greeting: Send + Sync + 'static {
+    /// As things stand now.
+    fn identify(&self) -> IdentifyResponse;
+}
+
+/// The `Mesh` service.
+pub struct MeshService<G> {
+    handles: MeshHandles,
+    greeting: G,
+    stop: CancellationToken,
+}
+
+impl<G> MeshService<G> {
+    /// Serves until `stop`.
+    pub fn new(handles: MeshHandles, greeting: G, stop: CancellationToken) -> Self {
+        Self { handles, greeting, stop }
+    }
+}
+
+fn check(standing: Standing, me: NodeId, beat: &Beat) -> Result<(), Status> {
+    if beat.target_node_id != me.get() {
+        return Err(Status::failed_precondition(format!(
+            "the beat is for node {:016x}, but node {me} stands at this address: the other one's data directory is gone or moved",
+            beat.target_node_id
+        )));
+    }
+    let system_id = standing.system_id.get();
+    if beat.system_id != 0 && system_id != 0 && beat.system_id != system_id {
+        return Err(Status::failed_precondition(format!(
+            "the beat is of cluster {:016x}, but this node belongs to cluster {system_id:016x}",
+            beat.system_id
+        )));
+    }
+    Ok(())
+}
+
+/// The answer to a beat: whether this node would still confirm its sender.
+fn answer(standing: Standing, handles: &MeshHandles, beat: &Beat) -> BeatReply {
+    let asked = TimelineId::new(beat.confirm_timeline);
+    let confirmed = asked > TimelineId::NONE && standing.sealed <= asked && standing.voters_version == beat.voters_version;
+    BeatReply {
+        node_id: handles.me.node_id.get(),
+        incarnation: handles.me.incarnation.get(),
+        round: beat.round,
+        confirmed,
+        sealed_timeline: standing.sealed.get(),
+    }
+}
+
+async fn serve(handles: MeshHandles, mut beats: Streaming<Beat>, replies: mpsc::Sender<Result<BeatReply, Status>>) {
+    let mut from: Option<NodeId> = None;
+    let end = loop {
+        let beat = match beats.message().await {
+            Ok(Some(beat)) => beat,
+            Ok(None) => break None,
+            Err(status) => break Some(status),
+        };
+        let standing = *handles.standing.borrow();
+        if let Err(status) = check(standing, handles.me.node_id, &beat) {
+            break Some(status);
+        }
+        let sender = NodeId::new(beat.node_id);
+        if from.is_none() {
+            from = Some(sender);
+            if handles.events.send(MeshEvent::Opened { from: sender }).await.is_err() {
+                return;
+            }
+        }
+        if replies.send(Ok(answer(standing, &handles, &beat))).await.is_err() {
+            break None;
+        }
+        let Some(report) = &beat.report else { continue };
+        let fetch_order = beat.fetch_order.as_ref().map(convert::fetch_order_from_wire);
+        match convert::report_from_wire(&beat, report) {
+            Ok(report) => {
+                let event = MeshEvent::Report { from: sender, report: Box::new(report), fetch_order };
+                if handles.events.send(event).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => break Some(Status::invalid_argument(error.to_string())),
+        }
+    };
+    if let Some(from) = from
+        && handles.events.send(MeshEvent::Closed { from }).await.is_err()
+    {
+        return;
+    }
+    if let Some(status) = end
+        && replies.send(Err(status)).await.is_err()
+    {
+        tracing::debug!("the sender of the beats is gone");
+    }
+}
+
+#[tonic::async_trait]
+impl<G: Greeting> Mesh for MeshService<G> {
+    type BeatsStream = Pin<Box<dyn Stream<Item = Result<BeatReply, Status>> + Send>>;
+
+    async fn beats(&self, request: Request<Streaming<Beat>>) -> Result<Response<Self::BeatsStream>, Status> {
+        let (replies, queued) = mpsc::channel(REPLIES_QUEUED_MAX);
+        let (handles, stop, beats) = (self.handles.clone(), self.stop.clone(), request.into_inner());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = serve(handles, beats, replies) => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(queued))))
+    }
+
+    async fn identify(&self, _request: Request<IdentifyRequest>) -> Result<Response<IdentifyResponse>, Status> {
+        Ok(Response::new(self.greeting.identify()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+    use understudy_types::{Incarnation, SystemId};
+
+    use super::super::Me;
+    use super::*;
+
+    fn handles(standing: Standing) -> MeshHandles {
+        MeshHandles {
+            me: Me { node_id: NodeId::new(1), incarnation: Incarnation::new(9) },
+            outgoing: watch::channel(super::super::Outgoing::default()).1,
+            standing: watch::channel(standing).1,
+            events: mpsc::channel(1).0,
+            answers: mpsc::channel(1).0,
+        }
+    }
+
+    fn standing(sealed: u32) -> Standing {
+        Standing { system_id: SystemId::new(5), sealed: TimelineId::new(sealed), voters_version: 4 }
+    }
+
+    fn beat(confirm_timeline: u32, voters_version: u64) -> Beat {
+        Beat { system_id: 5, node_id: 2, target_node_id: 1, round: 3, voters_version, confirm_timeline, ..Beat::default() }
+    }
+
+    #[test]
+    fn a_voter_that_sealed_a_newer_timeline_does_not_confirm() {
+        for (sealed, asked, expected) in [(0, 2, true), (2, 2, true), (3, 2, false), (2, 0, false)] {
+            let standing = standing(sealed);
+            let reply = answer(standing, &handles(standing), &beat(asked, 4));
+            assert_eq!(reply.confirmed, expected, "sealed {sealed}, asked {asked}");
+            assert_eq!(reply.round, 3);
+        }
+    }
+
+    #[test]
+    fn a_voter_confirms_only_a_primary_that_goes_by_the_present_voters() {
+        let standing = standing(2);
+        assert!(!answer(standing, &handles(standing), &beat(2, 3)).confirmed);
+    }
+
+    #[test]
+    fn a_beat_for_another_node_or_cluster_is_refused() {
+        let standing = standing(2);
+        let me = NodeId::new(1);
+        assert!(check(standing, me, &beat(2, 4)).is_ok());
+        let moved = Beat { target_node_id: 7, ..beat(2, 4) };
+        assert!(check(standing, me, &moved).expect_err("refused").message().contains("0000000000000007"));
+        let foreign = Beat { system_id: 6, ..beat(2, 4) };
+        assert!(check(standing, me, &foreign).is_err());
+        let unbound = Beat { system_id: 0, ..beat(2, 4) };
+        assert!(check(standing, me, &unbound).is_ok(), "before the bootstrap nobody has a cluster");
+    }
+}

@@ -1,0 +1,424 @@
+//! One server process: puts the parts together, and takes them apart again.
+//!
+//! The order matters. The data directory is locked before anything is read; Raft runs before the engine, because a
+//! node learns from Raft which cluster it belongs to; the engine opens before the agent gives the node a role. A
+//! failed log, store or Raft log ends the process at once: nothing may be acknowledged after it, and recovery starts
+//! over from the disk.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use understudy_control::{Control, ControlConfig, ControlError};
+use understudy_core::state::{ClusterState, Settings};
+use understudy_core::sync::{StandbyNames, StandbyNamesError};
+use understudy_engine::{Engine, EngineConfig, OpenError, SystemClock};
+use understudy_rpc::v1;
+use understudy_store::{RocksConfig, RocksStore, StoreError};
+use understudy_types::{Incarnation, NodeId, SystemId};
+use understudy_wal::WalError;
+use understudy_wal::files::{Files, RealFiles};
+
+use crate::agent::{Agent, AgentParts};
+use crate::bootstrap;
+use crate::config::{ConfigError, ServerConfig};
+use crate::confirmer::Confirmer;
+use crate::identity::{DataDir, DataDirError, random_u64};
+use crate::mesh::{EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
+use crate::promises::PromiseFile;
+use crate::services::{self, ServiceParts};
+use crate::telemetry::{self, FilterError};
+use crate::upstream::Upstream;
+use crate::view::NodeView;
+
+/// Answers of voters that wait for the confirmer.
+const ANSWERS_MAX: usize = 1024;
+/// How long streams and requests may take to end when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a server did not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The setting is not in the grammar.
+    #[error("--synchronous-standby-names: {0}")]
+    StandbyNames(#[from] StandbyNamesError),
+    /// The log filter is wrong.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// Somebody else listens there, or nobody may.
+    #[error("cannot listen on {address}: {source}; choose another --listen address, or stop what uses this one")]
+    Listen {
+        /// `--listen`.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The Raft log cannot be used.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The votes of this node are gone.
+    #[error(
+        "data directory {path} belongs to a cluster, but its raft log is gone: this node may have voted and must not vote again \
+         under the same identity; restore the directory raft, or start with an empty data directory"
+    )]
+    RaftLogLost {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// The store cannot be opened.
+    #[error("cannot open the store in {path}: {source}")]
+    Store {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: StoreError,
+    },
+    /// The WAL or the store does not open.
+    #[error("{}", with_causes(.0))]
+    Engine(#[from] OpenError),
+    /// The cluster does not know this node.
+    #[error(
+        "node \"{name}\" ({node_id}) is not a member of cluster {system_id}: its data directory was replaced after the cluster \
+         was made, or it was removed; a directory that lost its data cannot vote or count under the old identity"
+    )]
+    NotAMember {
+        /// `--name`.
+        name: String,
+        /// Of the data directory.
+        node_id: NodeId,
+        /// Of the cluster.
+        system_id: SystemId,
+    },
+    /// The server ended by itself.
+    #[error("the server stops: {0}")]
+    Failed(String),
+}
+
+/// An error with its causes, each said once.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Whether the node found that it may lack what it once confirmed.
+fn is_damage(error: &OpenError) -> bool {
+    match error {
+        OpenError::Wal(error) => matches!(error, WalError::Corrupt { .. } | WalError::CorruptFile { .. }),
+        OpenError::StoreAhead { .. } | OpenError::StoreDiverged { .. } => true,
+        OpenError::Store(_) | OpenError::Failed(_) => false,
+    }
+}
+
+/// Who this node is, for those that ask before there is a cluster.
+struct Greeter {
+    data_dir: crate::identity::Identity,
+    config: ServerConfig,
+    initial_cluster: bootstrap::InitialCluster,
+    incarnation: Incarnation,
+    control: Control,
+}
+
+impl Greeting for Greeter {
+    fn identify(&self) -> v1::IdentifyResponse {
+        let state = self.control.state();
+        let system_id = state.borrow().state.system_id;
+        let known = if system_id == SystemId::default() { self.data_dir.system_id } else { system_id };
+        v1::IdentifyResponse {
+            node_id: self.data_dir.node_id.get(),
+            incarnation: self.incarnation.get(),
+            name: self.config.name.to_string(),
+            address: self.config.advertise.clone(),
+            system_id: known.get(),
+            empty: known == SystemId::default() && self.control.is_pristine(),
+            initial_cluster: bootstrap::canonical(&self.initial_cluster),
+            witness: false,
+            failover_priority: self.config.failover_priority,
+            no_sync: self.config.no_sync,
+            segment_size: self.data_dir.segment_size.get(),
+        }
+    }
+}
+
+/// Runs a server until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, or ends by itself.
+pub async fn run(config: ServerConfig) -> Result<(), ServerError> {
+    telemetry::init(config.log_format, &config.log_level)?;
+    config.check()?;
+    StandbyNames::parse(&config.synchronous_standby_names)?;
+    let stop = CancellationToken::new();
+    let signals = stop.clone();
+    tokio::spawn(async move {
+        wait_for_signal().await;
+        tracing::info!("stopping");
+        signals.cancel();
+    });
+    Server::start(config, stop).await?.run().await
+}
+
+async fn wait_for_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        },
+        (terminate, interrupt) => {
+            tracing::error!(?terminate, ?interrupt, "signals cannot be received: stop the server by SIGKILL");
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What stands before the node belongs to a cluster.
+struct Server {
+    config: ServerConfig,
+    files: Arc<dyn Files>,
+    data_dir: DataDir,
+    me: Me,
+    control: Control,
+    confirmer: Confirmer,
+    upstream: Arc<Upstream>,
+    view: watch::Sender<NodeView>,
+    outgoing: watch::Sender<Outgoing>,
+    standing: watch::Sender<Standing>,
+    mesh: MeshHandles,
+    events: mpsc::Receiver<crate::mesh::MeshEvent>,
+    health: services::Health,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    stop: CancellationToken,
+    /// Cancelled last, when the node has no role any more.
+    stop_serving: CancellationToken,
+}
+
+impl Server {
+    async fn start(config: ServerConfig, stop: CancellationToken) -> Result<Self, ServerError> {
+        let files: Arc<dyn Files> = Arc::new(RealFiles);
+        let data_dir = DataDir::open(&*files, &config.data_dir, &config.name, config.segment_size)?;
+        let address = config.listen;
+        let listener = TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })?;
+        let me = Me { node_id: data_dir.identity().node_id, incarnation: Incarnation::new(random_u64()?) };
+        tracing::info!(name = %config.name, node_id = %me.node_id, incarnation = %me.incarnation, %address,
+            data_dir = %config.data_dir.display(), "starting");
+
+        let control = Control::start(ControlConfig {
+            node_id: me.node_id,
+            data_dir: config.data_dir.clone(),
+            address: config.advertise.clone(),
+        })
+        .await?;
+        if control.is_pristine() && data_dir.identity().system_id != SystemId::default() {
+            // Its votes are gone: under this id it could vote twice.
+            return Err(ServerError::RaftLogLost { path: config.data_dir.clone() });
+        }
+        let stop_serving = CancellationToken::new();
+        let (outgoing, outgoing_rx) = watch::channel(Outgoing::default());
+        let (standing, standing_rx) = watch::channel(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
+        let (events_tx, events) = mpsc::channel(EVENTS_MAX);
+        let (answers_tx, answers) = mpsc::channel(ANSWERS_MAX);
+        let mesh = MeshHandles { me, outgoing: outgoing_rx, standing: standing_rx, events: events_tx, answers: answers_tx };
+        let confirmer = Confirmer::spawn(me.node_id, outgoing.clone(), answers, stop_serving.clone());
+        let upstream = Arc::new(Upstream::new());
+        let (view, view_rx) = watch::channel(NodeView {
+            me: me.node_id,
+            cluster: Arc::new(ClusterState::default()),
+            leadership: control.leadership().borrow().clone(),
+            engine: None,
+            primary_of: None,
+            nodes: std::collections::BTreeMap::new(),
+            blocked: None,
+            waiting_for: Some("the node is starting".to_owned()),
+        });
+        let greeter = Greeter {
+            data_dir: data_dir.identity().clone(),
+            initial_cluster: config.initial_cluster.iter().cloned().collect(),
+            config: config.clone(),
+            incarnation: me.incarnation,
+            control: control.clone(),
+        };
+        let (health, serving) = services::spawn(ServiceParts {
+            listener,
+            view: view_rx,
+            confirmer: confirmer.clone(),
+            mesh: MeshService::new(mesh.clone(), greeter, stop_serving.clone()),
+            control: control.clone(),
+            upstream: Arc::clone(&upstream),
+            stop: stop_serving.clone(),
+        })
+        .await;
+        Ok(Self {
+            config,
+            files,
+            data_dir,
+            me,
+            control,
+            confirmer,
+            upstream,
+            view,
+            outgoing,
+            standing,
+            mesh,
+            events,
+            health,
+            serving,
+            stop,
+            stop_serving,
+        })
+    }
+
+    async fn run(mut self) -> Result<(), ServerError> {
+        let outcome = self.live().await;
+        if let Err(error) = &outcome {
+            tracing::error!(%error, "the server stops");
+        }
+        self.health.stopping().await;
+        self.stop_serving.cancel();
+        if let Err(error) = self.control.shutdown().await {
+            tracing::warn!(%error, "raft did not stop in order");
+        }
+        match tokio::time::timeout(STOP_TIMEOUT, self.serving).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "the grpc port ended badly"),
+            Ok(Err(error)) => tracing::warn!(%error, "the grpc port ended badly"),
+            Err(_) => tracing::warn!("connections did not end in time"),
+        }
+        outcome
+    }
+
+    async fn live(&mut self) -> Result<(), ServerError> {
+        let stop = self.stop.clone();
+        let mut control_failure = self.control.failure();
+        let cluster = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
+            cluster = self.belong() => cluster?,
+        };
+        let engine = self.open_engine(&cluster).await?;
+        let mut wal_failure = engine.wal().failure();
+        let agent = Agent::new(AgentParts {
+            me: self.me,
+            files: Arc::clone(&self.files),
+            promises: PromiseFile::open(Arc::clone(&self.files), self.data_dir.path())?,
+            control: self.control.clone(),
+            engine: engine.clone(),
+            confirmer: self.confirmer.clone(),
+            upstream: Arc::clone(&self.upstream),
+            view: self.view.clone(),
+            outgoing: self.outgoing.clone(),
+            standing: self.standing.clone(),
+            mesh: self.mesh.clone(),
+            health: self.health.clone(),
+            stop: stop.clone(),
+        });
+        let outcome = tokio::select! {
+            ended = agent.run(&mut self.events) => ended.map_err(|error| ServerError::Failed(error.to_string())),
+            failure = first_failure(&mut control_failure) => Err(ServerError::Failed(failure)),
+            failure = first_failure(&mut wal_failure) => Err(ServerError::Failed(failure)),
+        };
+        if outcome.is_ok() {
+            let stopped = tokio::task::spawn_blocking(move || engine.stop()).await;
+            if !matches!(stopped, Ok(Ok(()))) {
+                tracing::warn!(?stopped, "the engine did not stop cleanly: the next start recovers");
+            }
+        }
+        outcome
+    }
+
+    /// Waits until the cluster has its system id and binds the data directory to it.
+    async fn belong(&mut self) -> Result<Arc<ClusterState>, ServerError> {
+        let (control, config) = (self.control.clone(), self.config.clone());
+        let view = self.view.clone();
+        let say = move |why: &str| view.send_modify(|view| view.waiting_for = Some(why.to_owned()));
+        say("no cluster has been made yet, or none has been reached");
+        let system_id = SystemId::new(random_u64()?);
+        let settings = Settings {
+            synchronous_standby_names: config.synchronous_standby_names.clone(),
+            sync_mode: config.sync_mode,
+            primary_timeout_ms: config.primary_timeout_ms,
+            ..Settings::default()
+        };
+        let mut states = self.control.state();
+        let initial: bootstrap::InitialCluster = config.initial_cluster.iter().cloned().collect();
+        let joining = async {
+            bootstrap::join_or_initialise(&control, &config.name, &initial, say).await;
+            bootstrap::write_first_command(&control, &initial, &settings, system_id).await;
+        };
+        let known = async {
+            match states.wait_for(|applied| applied.state.system_id != SystemId::default()).await {
+                Ok(applied) => Ok(Arc::new(applied.state.clone())),
+                Err(_) => Err(ServerError::Failed("raft ended".to_owned())),
+            }
+        };
+        tokio::pin!(joining, known);
+        let cluster = tokio::select! {
+            cluster = &mut known => cluster,
+            () = &mut joining => known.await,
+        }?;
+        self.data_dir.join_cluster(&*self.files, cluster.system_id)?;
+        if !cluster.members.contains_key(&self.me.node_id) {
+            return Err(ServerError::NotAMember {
+                name: self.config.name.to_string(),
+                node_id: self.me.node_id,
+                system_id: cluster.system_id,
+            });
+        }
+        self.standing.send_modify(|standing| standing.system_id = cluster.system_id);
+        self.view.send_modify(|view| view.waiting_for = None);
+        Ok(cluster)
+    }
+
+    async fn open_engine(&self, cluster: &ClusterState) -> Result<Engine, ServerError> {
+        let began = Instant::now();
+        let path = self.data_dir.path().join("store");
+        let mut config = EngineConfig::new(self.data_dir.path(), cluster.system_id);
+        config.segment_size = self.data_dir.identity().segment_size;
+        let (files, system_id) = (Arc::clone(&self.files), cluster.system_id);
+        let opened = tokio::task::spawn_blocking(move || {
+            let store = RocksStore::open(&RocksConfig::new(&path, system_id)).map_err(|source| ServerError::Store { path, source })?;
+            Engine::open(config, files, Arc::new(store), Arc::new(SystemClock)).map_err(ServerError::from)
+        })
+        .await;
+        let opened = opened.unwrap_or_else(|error| Err(ServerError::Failed(format!("the engine did not open: {error}"))));
+        if let Err(ServerError::Engine(error)) = &opened
+            && is_damage(error)
+        {
+            // Before anybody repairs it: what this node confirmed once does not count until the cluster knows.
+            let mut promises = PromiseFile::open(Arc::clone(&self.files), self.data_dir.path())?;
+            if !promises.get().damaged {
+                promises.mark_damaged()?;
+            }
+        }
+        let engine = opened?;
+        tracing::info!(wal_end = %engine.wal().end(), applied = %*engine.visible().borrow(), elapsed_ms = began.elapsed().as_millis(),
+            "recovered");
+        Ok(engine)
+    }
+}
+
+/// What failed for good, once something has.
+async fn first_failure<E: std::fmt::Display>(failure: &mut watch::Receiver<Option<Arc<E>>>) -> String {
+    match failure.wait_for(Option::is_some).await {
+        Ok(found) => found.as_ref().map_or_else(String::new, ToString::to_string),
+        Err(_) => std::future::pending().await,
+    }
+}

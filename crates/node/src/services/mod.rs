@@ -1,0 +1,123 @@
+//! The node's one gRPC port.
+
+mod cluster;
+mod health;
+mod kv;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use understudy_control::Control;
+use understudy_replication::ReplicationService;
+use understudy_rpc::v1;
+use understudy_types::limits::COMMIT_BYTES_MAX;
+
+use crate::confirmer::Confirmer;
+use crate::mesh::{Greeting, MeshService};
+use crate::upstream::Upstream;
+use crate::view::NodeView;
+
+pub use health::Health;
+
+/// The largest request: a commit at its limit with what protobuf adds, in bytes.
+const REQUEST_BYTES_MAX: usize = COMMIT_BYTES_MAX + (4 << 20);
+/// Requests in progress on one connection.
+const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+/// What one stream may send before it is read, in bytes: a catching-up standby should not wait for a window.
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+/// What one connection may send before it is read, in bytes.
+const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+const FRAME_BYTES_MAX: u32 = 1 << 20;
+
+/// What the services stand on.
+pub struct ServiceParts<G> {
+    /// Bound already, so that a port in use is an error of the start.
+    pub listener: TcpListener,
+    /// Published by the agent.
+    pub view: watch::Receiver<NodeView>,
+    /// For linearizable reads.
+    pub confirmer: Confirmer,
+    /// Beats.
+    pub mesh: MeshService<G>,
+    /// Raft.
+    pub control: Control,
+    /// What standbys stream from.
+    pub upstream: Arc<Upstream>,
+    /// Ends all of it.
+    pub stop: CancellationToken,
+}
+
+/// Starts to serve.
+pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<Result<(), tonic::transport::Error>>) {
+    let (health, health_service) = Health::new().await;
+    let stop = parts.stop.clone();
+    let replication = ReplicationService::new(parts.upstream, parts.stop.clone());
+    let kv = kv::KvService::new(parts.view.clone(), parts.confirmer.clone());
+    let cluster = cluster::ClusterService::new(parts.view, parts.confirmer);
+    let router = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(health_service)
+        .add_service(v1::kv_server::KvServer::new(kv).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(v1::cluster_server::ClusterServer::new(cluster))
+        .add_service(v1::mesh_server::MeshServer::new(parts.mesh))
+        .add_service(parts.control.service())
+        .add_service(replication.into_server())
+        .add_service(reflection_v1())
+        .add_service(reflection_v1alpha());
+    // Interactive traffic must not wait for more to send (Nagle).
+    let incoming = TcpListenerStream::new(parts.listener).map(|accepted| {
+        accepted.and_then(|stream| {
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        })
+    });
+    let shutdown = async move { stop.cancelled().await };
+    (health, tokio::spawn(serve(router, incoming, shutdown)))
+}
+
+async fn serve(
+    router: tonic::transport::server::Router,
+    incoming: impl futures::Stream<Item = std::io::Result<tokio::net::TcpStream>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    router.serve_with_incoming_shutdown(incoming, shutdown).await
+}
+
+fn descriptors() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+fn reflection_v1() -> tonic_reflection::server::v1::ServerReflectionServer<impl tonic_reflection::server::v1::ServerReflection> {
+    descriptors().build_v1().expect("the compiled descriptors are well-formed")
+}
+
+fn reflection_v1alpha()
+-> tonic_reflection::server::v1alpha::ServerReflectionServer<impl tonic_reflection::server::v1alpha::ServerReflection> {
+    descriptors().build_v1alpha().expect("the compiled descriptors are well-formed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_service_is_in_the_reflection() {
+        reflection_v1();
+        reflection_v1alpha();
+    }
+}

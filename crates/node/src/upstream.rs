@@ -1,0 +1,155 @@
+//! What standbys stream from: this node's log, while it is the primary or has sealed for an election.
+//!
+//! The walsenders ask here, the agent decides: it says when the log is there, when a timeline is served, and when that
+//! ends. Acknowledgements go straight to the sync list of the timeline that they belong to; a connection that was made
+//! under an earlier one is not known to the next.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use understudy_core::sync::{Ack, WalSenderState};
+use understudy_replication::{
+    AckPosition, ConnectionId, ServingTimeline, Source, StandbyInfo, StreamState, UpstreamHooks,
+};
+use understudy_types::{NodeId, TimelineHistory, TimelineId};
+
+use crate::sync_list::SyncListTask;
+
+/// The timeline that this node serves.
+struct Served {
+    timeline: ServingTimeline,
+    sync: SyncListTask,
+}
+
+#[derive(Default)]
+struct State {
+    source: Option<Source>,
+    /// Completely.
+    sealed_for: TimelineId,
+    served: Option<Served>,
+    /// By member: whom the walsenders may take on.
+    members: Vec<NodeId>,
+    next_connection: u64,
+}
+
+/// See the module.
+pub struct Upstream {
+    state: Mutex<State>,
+    history: watch::Sender<TimelineHistory>,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Upstream {
+    /// Nothing to stream yet.
+    pub fn new() -> Self {
+        Self { state: Mutex::default(), history: watch::Sender::new(TimelineHistory::new()) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change under the lock is one assignment: a panic leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The engine is open.
+    pub fn set_source(&self, source: Source) {
+        self.lock().source = Some(source);
+    }
+
+    /// The cluster state moved.
+    pub fn learn(&self, history: TimelineHistory, members: Vec<NodeId>) {
+        self.lock().members = members;
+        self.history.send_if_modified(|known| {
+            let changed = *known != history;
+            *known = history;
+            changed
+        });
+    }
+
+    /// The history of the cluster state, as this node has applied it.
+    pub fn history_watch(&self) -> watch::Receiver<TimelineHistory> {
+        self.history.subscribe()
+    }
+
+    /// This node has opened the latest timeline of `history`.
+    pub fn serve(&self, history: TimelineHistory, sync: SyncListTask) {
+        let timeline = ServingTimeline { history, ended: CancellationToken::new() };
+        self.lock().served = Some(Served { timeline, sync });
+    }
+
+    /// This node serves no timeline any more: every stream of it ends.
+    pub fn stop_serving(&self) {
+        if let Some(served) = self.lock().served.take() {
+            served.timeline.ended.cancel();
+        }
+    }
+
+    /// This node's WAL stands for the election of `timeline`; zero: it does not.
+    pub fn set_sealed_for(&self, timeline: TimelineId) {
+        self.lock().sealed_for = timeline;
+    }
+
+    fn sync(&self) -> Option<SyncListTask> {
+        self.lock().served.as_ref().map(|served| served.sync.clone())
+    }
+}
+
+impl UpstreamHooks for Upstream {
+    fn source(&self) -> Option<Source> {
+        self.lock().source.clone()
+    }
+
+    fn serving(&self) -> Option<ServingTimeline> {
+        self.lock().served.as_ref().map(|served| served.timeline.clone())
+    }
+
+    fn sealed_for(&self) -> TimelineId {
+        self.lock().sealed_for
+    }
+
+    fn history(&self) -> TimelineHistory {
+        self.history.borrow().clone()
+    }
+
+    fn connected(&self, standby: StandbyInfo) -> Option<ConnectionId> {
+        let mut state = self.lock();
+        if !state.members.contains(&standby.node) {
+            return None;
+        }
+        let served = state.served.as_ref().filter(|served| served.timeline.history.latest() == standby.timeline)?;
+        let sync = served.sync.clone();
+        state.next_connection += 1;
+        let id = ConnectionId::new(state.next_connection);
+        drop(state);
+        sync.connected(id, standby.node, standby.incarnation, standby.damage_epoch);
+        Some(id)
+    }
+
+    fn state(&self, connection: ConnectionId, state: StreamState) {
+        let state = match state {
+            StreamState::Startup | StreamState::Stopping => WalSenderState::Startup,
+            StreamState::Catchup => WalSenderState::Catchup,
+            StreamState::Streaming => WalSenderState::Streaming,
+        };
+        if let Some(sync) = self.sync() {
+            sync.state(connection, state);
+        }
+    }
+
+    fn ack(&self, connection: ConnectionId, position: AckPosition) {
+        if let Some(sync) = self.sync() {
+            sync.acked(connection, Ack { write: position.write, flush: position.flush, apply: position.apply });
+        }
+    }
+
+    fn disconnected(&self, connection: ConnectionId) {
+        if let Some(sync) = self.sync() {
+            sync.disconnected(connection);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What the walsenders' shell needs of the node that runs it.
+
+use std::net::SocketAddr;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+pub use understudy_core::sync::ConnectionId;
+use understudy_types::{Incarnation, Lsn, NodeId, SystemId, TimelineHistory, TimelineId};
+use understudy_wal::Wal;
+
+use crate::message::{AckPosition, StreamState, WalFormat};
+
+/// The log that is streamed.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its cluster.
+    pub system_id: SystemId,
+    /// Its format.
+    pub format: WalFormat,
+    /// Whose it is.
+    pub node: NodeId,
+    /// Itself.
+    pub wal: Wal,
+    /// Its safe LSN.
+    pub safe: watch::Receiver<Lsn>,
+}
+
+/// The timeline that a primary has opened.
+#[derive(Debug, Clone)]
+pub struct ServingTimeline {
+    /// Of the cluster state, up to this timeline.
+    pub history: TimelineHistory,
+    /// Cancelled when the node no longer serves it: all its streams end with `Stopping`.
+    pub ended: CancellationToken,
+}
+
+/// A standby that was taken on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StandbyInfo {
+    /// Who.
+    pub node: NodeId,
+    /// Its process start.
+    pub incarnation: Incarnation,
+    /// How often its WAL was marked damaged.
+    pub damage_epoch: u64,
+    /// The timeline that it streams, which was served when it came: its acknowledgements count for no other.
+    pub timeline: TimelineId,
+    /// Where its connection comes from; none when the transport does not say.
+    pub address: Option<SocketAddr>,
+}
+
+/// Implemented by the node. Nothing here may block: streams call it from async threads.
+pub trait UpstreamHooks: Send + Sync + 'static {
+    /// The own log; none while the node has none (it belongs to no cluster yet, or holds no data).
+    fn source(&self) -> Option<Source>;
+
+    /// The timeline that it serves; none when this node is not an open primary.
+    fn serving(&self) -> Option<ServingTimeline>;
+
+    /// What this node has sealed for, completely: its WAL stands. Zero for nothing.
+    fn sealed_for(&self) -> TimelineId;
+
+    /// The history of the cluster state.
+    fn history(&self) -> TimelineHistory;
+
+    /// A standby was taken on; none to refuse it (it is no member, or its timeline is not served any more). It begins in state startup.
+    fn connected(&self, standby: StandbyInfo) -> Option<ConnectionId>;
+
+    /// A standby's stream changed its state.
+    fn state(&self, connection: ConnectionId, state: StreamState);
+
+    /// A standby acknowledged.
+    fn ack(&self, connection: ConnectionId, position: AckPosition);
+
+    /// Its stream is over: the last word on this connection.
+    fn disconnected(&self, connection: ConnectionId);
+}

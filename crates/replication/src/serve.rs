@@ -1,0 +1,225 @@
+//! The replication service: takes standbys on, one walsender task per stream.
+//!
+//! Part of the node's one gRPC port. `Stream` reads the standby's `Start`, asks the hooks what this node serves, has
+//! [`WalSender::start`] guard the handshake, and leaves the rest to a task (`session.rs`).
+//!
+//! Bounds: `senders_max` streams at a time (`max_wal_senders`); a standby that connects again replaces its own older
+//! stream, which may be one whose end nobody has noticed yet.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Response, Status, Streaming};
+use understudy_rpc::v1;
+use understudy_rpc::v1::replication_server::ReplicationServer;
+use understudy_types::{Lsn, NodeId, TimelineHistory};
+use understudy_wal::Decoder;
+
+use crate::hooks::{Source, StandbyInfo, UpstreamHooks};
+use crate::message::{FromStandby, Start};
+use crate::sender::{Upstream, WalSender};
+use crate::session::{Registration, Session};
+use crate::transport::MESSAGE_BYTES_MAX;
+
+/// Messages that wait for the connection, per stream: with HTTP/2's own buffers all that a slow standby costs.
+const OUTBOUND_MESSAGES_MAX: usize = 4;
+/// How long a peer may be silent before it said who it is, when no timeout says otherwise.
+const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// The walsenders' settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SenderSettings {
+    /// `wal_sender_timeout`, in milliseconds: a standby from which nothing came for so long is dropped. Zero for never.
+    pub timeout_ms: u64,
+    /// `max_wal_senders`.
+    pub senders_max: usize,
+}
+
+impl Default for SenderSettings {
+    fn default() -> Self {
+        Self { timeout_ms: 10_000, senders_max: 10 }
+    }
+}
+
+/// `understudy.v1.Replication`.
+#[derive(Debug)]
+pub struct ReplicationService<H> {
+    hooks: Arc<H>,
+    settings: SenderSettings,
+    slots: Arc<Semaphore>,
+    /// The stream that each standby has now.
+    streams: Mutex<BTreeMap<NodeId, StreamHandle>>,
+    stop: CancellationToken,
+}
+
+/// How to end a stream from outside, and to know that it has ended.
+#[derive(Debug, Clone)]
+struct StreamHandle {
+    replaced: CancellationToken,
+    over: CancellationToken,
+}
+
+/// What a stream's task holds for as long as it runs.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    /// Cancelled when the same standby has connected again.
+    pub(crate) replaced: CancellationToken,
+    _slot: OwnedSemaphorePermit,
+    _over: DropGuard,
+}
+
+impl<H: UpstreamHooks> ReplicationService<H> {
+    /// A service that ends all its streams on `stop`.
+    pub fn new(hooks: Arc<H>, stop: CancellationToken) -> Self {
+        Self::with_settings(hooks, stop, SenderSettings::default())
+    }
+
+    /// The same with other than the default settings.
+    pub fn with_settings(hooks: Arc<H>, stop: CancellationToken, settings: SenderSettings) -> Self {
+        let slots = Arc::new(Semaphore::new(settings.senders_max));
+        Self { hooks, settings, slots, streams: Mutex::default(), stop }
+    }
+
+    /// For the node's port, with the limits that the log needs.
+    pub fn into_server(self) -> ReplicationServer<Self> {
+        ReplicationServer::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    async fn read_start(&self, inbound: &mut Streaming<v1::FromStandby>) -> Result<Start, Status> {
+        let within = match self.settings.timeout_ms {
+            0 => START_TIMEOUT_DEFAULT,
+            timeout_ms => Duration::from_millis(timeout_ms),
+        };
+        let first = tokio::select! {
+            first = tokio::time::timeout(within, inbound.message()) => first,
+            () = self.stop.cancelled() => return Err(Status::unavailable("this node stops")),
+        };
+        let first =
+            first.map_err(|_| Status::deadline_exceeded(format!("no Start came within {} ms", within.as_millis())))?;
+        let Some(first) = first? else {
+            return Err(Status::invalid_argument("the standby ended the stream before it sent Start"));
+        };
+        match FromStandby::try_from(first) {
+            Ok(FromStandby::Start(start)) => Ok(start),
+            Ok(FromStandby::Ack(_)) => Err(Status::invalid_argument("the standby sent Ack before Start")),
+            Err(error) => Err(Status::invalid_argument(error.to_string())),
+        }
+    }
+
+    /// A walsender for `node`: in place of the one that it has, else out of the bounded number.
+    async fn admit(&self, node: NodeId) -> Result<Admission, Status> {
+        let (replaced, over) = (CancellationToken::new(), CancellationToken::new());
+        let handle = StreamHandle { replaced: replaced.clone(), over: over.clone() };
+        let over = over.drop_guard();
+        let older = self.lock_streams().insert(node, handle);
+        if let Some(older) = older {
+            older.replaced.cancel();
+            older.over.cancelled().await;
+        }
+        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "all {} walsenders (max_wal_senders) of this node are in use: try again when a standby has left",
+                self.settings.senders_max
+            ))
+        })?;
+        Ok(Admission { replaced, _slot: slot, _over: over })
+    }
+
+    fn lock_streams(&self) -> MutexGuard<'_, BTreeMap<NodeId, StreamHandle>> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|_, handle| !handle.over.is_cancelled());
+        streams
+    }
+
+    fn now_serving(&self, start: &Start) -> Result<(Source, TimelineHistory, CancellationToken), Status> {
+        let source = self.hooks.source().ok_or_else(|| Status::unavailable("this node has no wal (yet)"))?;
+        if start.fetch.is_some() {
+            return Ok((source, self.hooks.history(), CancellationToken::new()));
+        }
+        let serving = self
+            .hooks
+            .serving()
+            .ok_or_else(|| Status::unavailable("this node is not an open primary: follow the present primary"))?;
+        Ok((source, serving.history, serving.ended))
+    }
+}
+
+#[tonic::async_trait]
+impl<H: UpstreamHooks> v1::replication_server::Replication for ReplicationService<H> {
+    type StreamStream = ReceiverStream<Result<v1::FromUpstream, Status>>;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<v1::FromStandby>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        let address = request.remote_addr();
+        let mut inbound = request.into_inner();
+        let start = self.read_start(&mut inbound).await?;
+        let (source, history, ended) = self.now_serving(&start)?;
+        let served = history.latest();
+
+        let (mut appended, mut safe) = (source.wal.appended(), source.safe.clone());
+        let upstream = Upstream {
+            system_id: source.system_id,
+            format: source.format,
+            node: source.node,
+            end: end_on(&source, &history, &start, *appended.borrow_and_update()),
+            safe: *safe.borrow_and_update(),
+            sealed: self.hooks.sealed_for(),
+            history,
+        };
+        let sender = WalSender::start(&upstream, &start, self.settings.timeout_ms, 0).map_err(|refusal| {
+            tracing::warn!(standby = %start.node, ?address, %refusal, "a standby was refused");
+            Status::failed_precondition(refusal.to_string())
+        })?;
+        let admission = self.admit(start.node).await?;
+        // What is acknowledged counts on the timeline that is served. A standby that is still on an ancestor gets the
+        // rest of that one, and counts once it has come back on this one.
+        let registration = match start.fetch {
+            None if start.timeline == served => Some(self.register(&start, address)?),
+            None | Some(_) => None,
+        };
+        let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES_MAX);
+        let session = Session {
+            sender,
+            standby: start.node,
+            reader: Some(source.wal.reader(start.start_lsn)),
+            first_record: Some(Decoder::new(source.system_id, source.format.segment_size, &source.wal.history())),
+            registration,
+            appended,
+            safe,
+            admission,
+            ended,
+            stop: self.stop.clone(),
+        };
+        tokio::spawn(session.run(inbound, outbound));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+}
+
+impl<H: UpstreamHooks> ReplicationService<H> {
+    fn register(&self, start: &Start, address: Option<std::net::SocketAddr>) -> Result<Registration<H>, Status> {
+        let &Start { node, incarnation, damage_epoch, timeline, .. } = start;
+        let info = StandbyInfo { node, incarnation, damage_epoch, timeline, address };
+        let connection = self.hooks.connected(info).ok_or_else(|| {
+            Status::failed_precondition(format!(
+                "node {node} is no member of this cluster, or timeline {timeline} has just ended here: follow the present primary"
+            ))
+        })?;
+        Ok(Registration::new(Arc::clone(&self.hooks), connection))
+    }
+}
+
+/// Where the log ends for this stream: a sealed node offers what lies on the cluster's history, an open primary all of it.
+fn end_on(source: &Source, history: &TimelineHistory, start: &Start, appended: Lsn) -> Lsn {
+    match start.fetch {
+        Some(_) => history.position(source.wal.end()),
+        None => appended,
+    }
+}
