@@ -40,7 +40,7 @@ struct Node {
 pub struct Cluster {
     nodes: BTreeMap<String, Node>,
     dir: PathBuf,
-    unlisted: Vec<String>,
+    listed: Option<usize>,
     /// Not expected to come back.
     given_up: BTreeSet<String>,
     /// Removed when the cluster has finished well.
@@ -73,8 +73,8 @@ impl Cluster {
             let launch = Launch { binary: binary.clone(), arguments, log, detached: options.detached };
             nodes.insert(name, Node { address, launch, data_dir, server: None });
         }
-        let unlisted = options.unlisted.clone();
-        Ok(Cluster { nodes, dir, unlisted, given_up: BTreeSet::new(), temporary, finished: false })
+        let listed = options.listed;
+        Ok(Cluster { nodes, dir, listed, given_up: BTreeSet::new(), temporary, finished: false })
     }
 
     /// Starts all nodes and waits until the cluster is settled.
@@ -246,6 +246,12 @@ impl Cluster {
         View::new(answers.into_iter().filter_map(|(name, status)| Some((name, status?))).collect())
     }
 
+    /// An expected node whose process ended without having been told to.
+    fn ended_by_itself(&self) -> Option<&String> {
+        let ended = |node: &Node| node.server.as_ref().is_some_and(Server::is_unnoticed_dead);
+        self.nodes.iter().find(|(name, node)| !self.given_up.contains(*name) && ended(node)).map(|(name, _)| name)
+    }
+
     /// Waits until the nodes that answer say what is waited for.
     ///
     /// # Errors
@@ -262,6 +268,9 @@ impl Cluster {
             if let Some(found) = ready(&view) {
                 return Ok(found);
             }
+            if let Some(name) = self.ended_by_itself() {
+                bail!("{name} ended by itself while {what} was waited for; the nodes say:\n{view}");
+            }
             if Instant::now() >= deadline {
                 bail!("waited {} s for {what}; the nodes say:\n{view}", timeout.as_secs());
             }
@@ -269,14 +278,14 @@ impl Cluster {
         }
     }
 
-    /// Waits until all expected nodes run, stream and are in the sync list, with the Raft leader off the primary. Gives
+    /// Waits until all expected nodes run and stream, and as many as there should be are in the sync list, with the Raft leader off the primary. Gives
     /// the primary's name.
     ///
     /// # Errors
     /// When they do not.
     pub async fn wait_settled(&self) -> Result<String> {
         let names = self.expected();
-        self.wait_for("a settled cluster", PATIENCE, |view| view.settled(&names, &self.unlisted)).await
+        self.wait_for("a settled cluster", PATIENCE, |view| view.settled(&names, self.listed)).await
     }
 
     /// Waits until a node streams and is in the sync list again.
@@ -351,7 +360,7 @@ fn server_arguments(options: &Options, name: &str, address: &str, initial: &str,
     ];
     let mut arguments: Vec<String> = fixed.map(str::to_owned).to_vec();
     if let Some(bytes) = options.segment_size {
-        arguments.extend(["--segment-size".to_owned(), bytes.to_string()]);
+        arguments.extend(["--wal-segment-size".to_owned(), bytes.to_string()]);
     }
     arguments.extend(options.arguments.iter().cloned());
     arguments.extend(options.node_arguments.get(name).into_iter().flatten().cloned());

@@ -10,8 +10,8 @@ pub struct Options {
     pub names: Vec<String>,
     /// Of the WAL, in bytes; none for the server's default.
     pub segment_size: Option<u64>,
-    /// Standbys that never are in the sync list: the cluster counts as settled without.
-    pub unlisted: Vec<String>,
+    /// How many standbys must be in the sync list for the cluster to count as settled; none for all.
+    pub listed: Option<usize>,
     /// For every node.
     pub arguments: Vec<String>,
     /// For single nodes, by name.
@@ -30,7 +30,7 @@ impl Default for Options {
         Self {
             names: ["n1", "n2", "n3"].map(str::to_owned).to_vec(),
             segment_size: Some(1 << 20),
-            unlisted: Vec::new(),
+            listed: None,
             arguments: Vec::new(),
             node_arguments: BTreeMap::new(),
             binary: None,

@@ -38,15 +38,6 @@ pub struct Launch {
     pub detached: bool,
 }
 
-impl Launch {
-    /// The command that this starts, with its output still at the terminal.
-    pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
-        command.args(&self.arguments).stdin(Stdio::null());
-        command
-    }
-}
-
 /// A running, frozen or dead server. Ends with its owner unless it is [`Server::detach`]ed.
 #[derive(Debug)]
 pub struct Server {
@@ -65,7 +56,8 @@ impl Server {
 
         let log = File::options().create(true).append(true).open(&launch.log);
         let log = log.with_context(|| format!("cannot open {}", launch.log.display()))?;
-        let mut command = launch.command();
+        let mut command = Command::new(&launch.binary);
+        command.args(&launch.arguments).stdin(Stdio::null());
         command.stderr(log.try_clone().context("cannot share the log file")?).stdout(log);
         if launch.detached {
             command.process_group(0);
@@ -83,6 +75,13 @@ impl Server {
     /// Whether it has not ended.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Whether it has ended and nobody has waited for it: it was neither killed nor stopped from here.
+    pub fn is_unnoticed_dead(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap_or_default();
+        // The state stands behind the name, which is in parentheses.
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
     }
 
     /// Sends a signal.
@@ -184,6 +183,21 @@ mod tests {
             server.wait(Duration::from_secs(10)).await.expect("ends");
         }
         assert_eq!(tail(&dir.path().join("log"), 3), "one\ntwo\ntwo");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ended_by_itself_is_noticed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut server = Server::start(&launch(dir.path(), "read line; exit 1")).expect("a process");
+        tokio::time::timeout(Duration::from_secs(10), async {
+            while !server.is_unnoticed_dead() {
+                tokio::time::sleep(POLL).await;
+            }
+        })
+        .await
+        .expect("standard input is empty, so it ends");
+        assert!(!server.is_running());
+        assert!(!server.is_unnoticed_dead());
     }
 
     #[test]

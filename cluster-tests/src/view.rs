@@ -50,10 +50,10 @@ impl View {
         TimelineId::new(self.latest().map_or(0, |answer| answer.timeline))
     }
 
-    /// The primary's name when the cluster of these nodes is settled: all answer and agree, every standby streams and
-    /// is in the sync list unless it is among the `unlisted`, the primary takes writes, and the Raft leader is another
-    /// node.
-    pub fn settled(&self, names: &[String], unlisted: &[String]) -> Option<String> {
+    /// The primary's name when the cluster of these nodes is settled: all answer and agree, every standby
+    /// streams, `listed` of them (none: all) are in the sync list, the primary takes writes, and the Raft leader is
+    /// another node.
+    pub fn settled(&self, names: &[String], listed: Option<usize>) -> Option<String> {
         let primary = self.primary()?;
         let agree = |name: &String| {
             self.answer(name).is_some_and(|answer| {
@@ -64,14 +64,14 @@ impl View {
         };
         let leader = &primary.raft.as_ref()?.leader;
         let off_the_primary = !leader.is_empty() && *leader != primary.primary;
-        let standbys = names.iter().filter(|name| **name != primary.primary);
+        let standbys: Vec<&String> = names.iter().filter(|name| **name != primary.primary).collect();
+        let on_the_list = standbys.iter().filter(|name| is_listed(primary, name)).count();
         let settled = primary.writable
             && primary.election.is_none()
             && off_the_primary
             && names.iter().all(agree)
-            && standbys
-                .into_iter()
-                .all(|name| streams(primary, name) && (unlisted.contains(name) || is_listed(primary, name)));
+            && standbys.iter().all(|name| streams(primary, name))
+            && on_the_list >= listed.unwrap_or(standbys.len());
         settled.then(|| primary.primary.clone())
     }
 
@@ -167,7 +167,7 @@ mod tests {
         let names = ["a", "b", "c"].map(str::to_owned);
         let mut answer = answer();
         change(&mut answer);
-        View::new(names.iter().map(|name| (name.clone(), answer.clone())).collect()).settled(&names, &[])
+        View::new(names.iter().map(|name| (name.clone(), answer.clone())).collect()).settled(&names, None)
     }
 
     #[test]
@@ -180,8 +180,8 @@ mod tests {
         let mut alone = answer();
         alone.sync = Some(SyncStatus { members: vec!["b".to_owned()], acks: 1, ..SyncStatus::default() });
         let view = View::new(names.iter().map(|name| (name.clone(), alone.clone())).collect());
-        assert_eq!(view.settled(&names, &["c".to_owned()]).as_deref(), Some("a"));
-        assert_eq!(view.settled(&names, &["b".to_owned()]), None);
+        assert_eq!(view.settled(&names, Some(1)).as_deref(), Some("a"));
+        assert_eq!(view.settled(&names, Some(2)), None);
         assert_eq!(
             settled(|answer| answer.raft = Some(RaftStatus { leader: "a".to_owned(), ..RaftStatus::default() })),
             None
@@ -194,9 +194,9 @@ mod tests {
         let names = ["a", "b", "c"].map(str::to_owned);
         let mut answers: BTreeMap<String, StatusResponse> = names.iter().map(|name| (name.clone(), answer())).collect();
         answers.get_mut("c").expect("there").generation = 4;
-        assert_eq!(View::new(answers.clone()).settled(&names, &[]), None);
+        assert_eq!(View::new(answers.clone()).settled(&names, None), None);
         answers.remove("c");
-        assert_eq!(View::new(answers.clone()).settled(&names, &[]), None);
+        assert_eq!(View::new(answers.clone()).settled(&names, None), None);
         assert!(View::new(answers).has_rejoined("b"));
     }
 }

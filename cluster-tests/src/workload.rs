@@ -33,6 +33,8 @@ pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1_200);
 const GIVE_UP: Duration = Duration::from_secs(10);
 /// Between two operations of a client: it is the faults that are tested, not the throughput.
 const PAUSE: Duration = Duration::from_millis(3);
+/// A second put in every commit, of a key that nobody reads: the log is to have several segments.
+const FILLER: [u8; 2_000] = [b'.'; 2_000];
 /// Before the same thing is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
@@ -259,6 +261,8 @@ impl Session {
     async fn commit(&mut self, key: &str, value: String, expected: Expected) {
         let mut request = put_request(random_request_id(), key.as_bytes(), value.as_bytes());
         request.preconditions.extend(precondition(key, expected));
+        let filler = put_request([0; 16], format!("filler/{}", self.number).as_bytes(), &FILLER);
+        request.operations.extend(filler.operations);
         let invoked = self.recorder.now();
         let outcome = self.outcome_of(request).await;
         let returned = self.recorder.now();

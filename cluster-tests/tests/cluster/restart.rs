@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cluster_tests::cluster::{Cluster, Options, PATIENCE};
 use cluster_tests::scenario::{SOME, Scenario};
+use cluster_tests::view::View;
 
 /// How long a cluster that must not open is watched: several times `primary_timeout`.
 const WATCH: Duration = Duration::from_secs(4);
@@ -84,16 +85,22 @@ async fn the_most_advanced_node_is_held_back() -> Result<()> {
 /// Five nodes, of which only n1, the primary, and n2, the sync standby, have everything for sure.
 fn five() -> Options {
     let names = ["n1", "n2", "n3", "n4", "n5"].map(str::to_owned).to_vec();
-    let unlisted = names[2..].to_vec();
-    let options = Options { names, unlisted, ..Options::default() };
-    options.sync("FIRST 1 (n2)", "required").node("n1", &["--failover-priority", "1000"])
+    let options = Options { names, listed: Some(1), ..Options::default() };
+    options.sync("FIRST 1 (n2, n1, n3, n4, n5)", "required").node("n1", &["--failover-priority", "1000"])
+}
+
+/// Whether n1 is the primary and n2 the one and only sync standby.
+fn as_planned(view: &View) -> Option<()> {
+    let primary = view.primary()?;
+    let listed = &primary.sync.as_ref()?.members;
+    (primary.primary == "n1" && listed.iter().eq(["n2"])).then_some(())
 }
 
 async fn blocked_until(name: &str, later: &str) -> Result<()> {
     // INV-DURABLE: three of five are a majority, and still nobody may open.
     let mut scenario = Scenario::begin_with(&five()).await?;
-    let primary = kill_all(&mut scenario).await?;
-    ensure!(primary == "n1", "{primary} is primary, although n1 has the highest priority");
+    scenario.cluster.wait_for("n1 to be primary and n2 its sync standby", PATIENCE, as_planned).await?;
+    kill_all(&mut scenario).await?;
     for behind in ["n3", "n4", "n5"] {
         scenario.cluster.start_node(behind)?;
     }

@@ -14,7 +14,7 @@
 //! confirmed_round() = 5; the read waits for 6; commits may be acknowledged until 200 + primary_timeout
 //! ```
 //!
-//! What it refuses to do: to count an answer for a round that was never started, and to take a later refusal as a
+//! What it refuses to do: to count an answer for a round that was started after the beat that it answers, and to take a later refusal as a
 //! reason to take back what was confirmed before: it was true when it was said.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -92,13 +92,15 @@ impl Confirmation {
         self.forget();
     }
 
-    /// `voter` answered round `round`. An answer of somebody who does not vote, or to a round that was never
-    /// started, is ignored.
+    /// `voter` answered the beat numbered `round`. Beats are numbered in the order in which they are sent, and not
+    /// every one starts a round: an answer to a later beat counts for every round before it. An answer of somebody
+    /// who does not vote is ignored.
     pub fn on_reply(&mut self, voter: NodeId, round: u64, confirmed: bool) {
-        let started = self.newest.is_some_and(|newest| round <= newest);
-        if !confirmed || !started || voter == self.me || !self.voters.contains(&voter) {
+        let Some(newest) = self.newest else { return };
+        if !confirmed || voter == self.me || !self.voters.contains(&voter) {
             return;
         }
+        let round = round.min(newest);
         let highest = self.confirmed.entry(voter).or_insert(round);
         *highest = round.max(*highest);
         self.forget();

@@ -107,6 +107,10 @@ pub(crate) fn unseal(shared: &Shared) {
     let mut state = shared.role();
     if let Role::Sealed { .. } = state.role {
         state.role = Role::Standby;
+        // What an upstream on an earlier timeline called safe need not be true of what comes now: the next one says it anew.
+        let reader = shared.reader();
+        shared.safe.send_replace(shared.visible_now().lsn);
+        drop(reader);
         shared.open_safe_gate(true);
     }
 }

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use common::*;
@@ -75,6 +77,32 @@ async fn each_level_waits_for_its_own_position() {
     assert!(*engine.wal().flushed().borrow() >= local.position.lsn);
     let on = on.await.unwrap().unwrap();
     assert!(engine.visible().borrow().lsn >= on.position.lsn);
+}
+
+/// The store is never ahead of the log's own flush, whatever is safe elsewhere: a crash would leave it with what the
+/// log has lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_applied_before_it_is_flushed_here() {
+    let disk = Disk::new();
+    let flushed: Arc<OnceLock<tokio::sync::watch::Receiver<Lsn>>> = Arc::default();
+    let ahead = Arc::new(AtomicBool::new(false));
+    let engine = {
+        let (flushed, ahead) = (Arc::clone(&flushed), Arc::clone(&ahead));
+        disk.open_watched(move |applied| {
+            let flushed = *flushed.get().unwrap().borrow();
+            ahead.fetch_or(applied.lsn > flushed, Ordering::SeqCst);
+        })
+    };
+    flushed.set(engine.wal().flushed()).unwrap();
+    engine.open_primary(&history(&[(1, SIZE.log_start())]), SIZE.log_start()).unwrap();
+    confirm(&engine);
+    engine.advance_safe(Lsn::MAX);
+    let mut last = Lsn::INVALID;
+    for _ in 0..500 {
+        last = commit(&engine, at(DurabilityLevel::Off, vec![put("a", "1")])).await.unwrap().position.lsn;
+    }
+    visible(&engine, last).await;
+    assert!(!ahead.load(Ordering::SeqCst));
 }
 
 #[tokio::test(flavor = "multi_thread")]

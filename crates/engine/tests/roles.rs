@@ -204,13 +204,14 @@ async fn a_deposed_primary_cuts_off_its_tail_and_follows() {
     commit(&new, local(vec![put("a", "new")])).await.unwrap();
     make_all_safe(&new).await;
     assert!(matches!(old.rejoin(&timelines), Err(RejoinError::Role(_))), "as long as it is the primary");
-    old.advance_safe(shared.lsn);
+    // Within the next record: it must not count for what will stand there.
+    old.advance_safe(shared.lsn.advance(8));
     visible(&old, shared.lsn).await;
     let end = old.seal().unwrap();
     let rejoined = old.rejoin(&timelines).unwrap();
     assert_eq!((rejoined.end, rejoined.truncated_bytes), (shared, end.lsn.get() - shared.lsn.get()));
-    assert_eq!(old.rejoin(&timelines).unwrap().truncated_bytes, 0, "may be repeated");
     assert_eq!(*old.safe().borrow(), shared.lsn);
+    assert_eq!(old.rejoin(&timelines).unwrap().truncated_bytes, 0, "may be repeated");
     old.unseal();
     old.begin_timeline(&timelines).unwrap();
     ship(&new, &old);
@@ -270,6 +271,32 @@ async fn a_timeline_is_opened_once_and_only_where_it_begins() {
     engine.open_primary(&history(&[(1, start), (2, end)]), end).unwrap();
     confirm(&engine);
     commit(&engine, local(vec![put("a", "1")])).await.unwrap();
+}
+
+/// INV-LINEAR: a new primary shows everything that may have been acknowledged before it takes a read or a commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeline_is_open_only_when_what_was_acknowledged_is_visible() {
+    let (first, second) = (Disk::new(), Disk::new());
+    let applying = std::sync::Arc::new(std::sync::Barrier::new(2));
+    let (old, new) = (first.open_primary(), {
+        let applying = std::sync::Arc::clone(&applying);
+        second.open_watched(move |_| {
+            applying.wait();
+        })
+    });
+    new.begin_timeline(&old.wal().history()).unwrap();
+    let acknowledged = commit(&old, local(vec![put("a", "1")])).await.unwrap().position;
+    ship(&old, &new);
+    let switch = new.seal().unwrap().lsn;
+    let mut opening = tokio::task::spawn_blocking(move || {
+        new.open_primary(&history(&[(1, SIZE.log_start()), (2, switch)]), acknowledged.lsn).unwrap();
+        new
+    });
+    let early = tokio::time::timeout(std::time::Duration::from_millis(100), &mut opening).await;
+    tokio::task::block_in_place(|| applying.wait());
+    assert!(early.is_err(), "opened before what was acknowledged could be read");
+    let new = opening.await.unwrap();
+    assert_eq!(*new.visible().borrow(), acknowledged);
 }
 
 /// The winner of an election is sealed, and fetches up to the switch LSN and not beyond.

@@ -113,7 +113,7 @@ pub async fn write_first_command(control: &Control, initial_cluster: &InitialClu
             return;
         }
         if leadership.borrow_and_update().i_am_leader
-            && let Some(command) = first_command(initial_cluster, settings, system_id).await
+            && let Some(command) = first_command(control, initial_cluster, settings, system_id).await
         {
             match control.propose(command).await {
                 Ok(outcome) => tracing::info!(?outcome, %system_id, "wrote the first command"),
@@ -132,7 +132,14 @@ fn report(error: &ProposeError) {
     tracing::warn!(%error, "cannot write the first command yet");
 }
 
-async fn first_command(initial_cluster: &InitialCluster, settings: &Settings, system_id: SystemId) -> Option<Command> {
+/// None until every initial member has answered, and is who Raft was made of: a directory that was emptied in between is
+/// another node, which would never be a voter.
+async fn first_command(
+    control: &Control,
+    initial_cluster: &InitialCluster,
+    settings: &Settings,
+    system_id: SystemId,
+) -> Option<Command> {
     let answers = ask_all(initial_cluster).await;
     let mut members = BTreeMap::new();
     let mut segment_size = None;
@@ -148,6 +155,13 @@ async fn first_command(initial_cluster: &InitialCluster, settings: &Settings, sy
             no_sync: answer.no_sync,
         };
         members.insert(answer.identity.node_id, member);
+    }
+    let voters = control.leadership().borrow().voters.clone();
+    if !members.keys().eq(voters.iter()) {
+        let found: Vec<String> = members.keys().map(ToString::to_string).collect();
+        tracing::error!(?voters, ?found, "the nodes at the initial addresses are not those that raft was made of: a data \
+            directory was replaced in between; empty all of them and start again");
+        return None;
     }
     Some(Command::Bootstrap { system_id, members, segment_size: segment_size?, settings: settings.clone() })
 }

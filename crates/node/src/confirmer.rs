@@ -20,10 +20,19 @@ use crate::mesh::{Answer, BEAT_INTERVAL, Outgoing};
 /// Reads that wait for the confirmer to take them.
 const REQUESTS_MAX: usize = 4096;
 
-/// This node is not the primary of the timeline that was to be confirmed, or no longer.
+/// Reads that wait for one round. More wait only while no majority answers.
+const WAITING_MAX: usize = 65_536;
+
+/// Why a read was not confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this node is not the primary of timeline {0}")]
-pub struct NotPrimary(pub TimelineId);
+pub enum Unconfirmed {
+    /// This node is not the primary of the timeline that was to be confirmed, or no longer.
+    #[error("this node is not the primary of timeline {0}")]
+    NotPrimary(TimelineId),
+    /// A majority has been silent for long.
+    #[error("{WAITING_MAX} reads wait for a majority already")]
+    TooManyWait,
+}
 
 /// What the primary needs confirmed.
 pub struct Claim {
@@ -38,7 +47,7 @@ pub struct Claim {
 }
 
 enum Order {
-    Confirm { timeline: TimelineId, done: oneshot::Sender<Result<(), NotPrimary>> },
+    Confirm { timeline: TimelineId, done: oneshot::Sender<Result<(), Unconfirmed>> },
     Claim(Option<Box<Claim>>),
 }
 
@@ -69,12 +78,12 @@ impl Confirmer {
     /// # Errors
     /// When this node is not, or no longer, the primary of `timeline`. It does not end by itself while a majority
     /// is silent: give it a deadline.
-    pub async fn confirm(&self, timeline: TimelineId) -> Result<(), NotPrimary> {
+    pub async fn confirm(&self, timeline: TimelineId) -> Result<(), Unconfirmed> {
         let (done, outcome) = oneshot::channel();
         if self.orders.send(Order::Confirm { timeline, done }).await.is_err() {
-            return Err(NotPrimary(timeline));
+            return Err(Unconfirmed::NotPrimary(timeline));
         }
-        outcome.await.unwrap_or(Err(NotPrimary(timeline)))
+        outcome.await.unwrap_or(Err(Unconfirmed::NotPrimary(timeline)))
     }
 
     /// From now on this node claims to be the primary, or no longer does.
@@ -96,9 +105,9 @@ struct Primary {
     /// The newest round that was started for reads and is not confirmed yet.
     in_flight: Option<u64>,
     /// Reads that the round in flight answers.
-    covered: Vec<oneshot::Sender<Result<(), NotPrimary>>>,
+    covered: Vec<oneshot::Sender<Result<(), Unconfirmed>>>,
     /// Reads that came after it was started.
-    waiting: Vec<oneshot::Sender<Result<(), NotPrimary>>>,
+    waiting: Vec<oneshot::Sender<Result<(), Unconfirmed>>>,
 }
 
 struct Task {
@@ -118,7 +127,11 @@ impl Task {
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = beat.tick() => { self.start_round(); self.advance(); }
+                _ = beat.tick() => {
+                    self.forget_gone();
+                    self.start_round();
+                    self.advance();
+                }
                 order = self.queue.recv() => match order {
                     Some(order) => self.obey(order),
                     None => return,
@@ -138,21 +151,39 @@ impl Task {
     /// Every node beats; only for a primary the round also confirms.
     fn start_round(&mut self) -> u64 {
         let now = self.now_ms();
-        let round = self.outgoing.borrow().round + 1;
-        if let Some(primary) = &mut self.primary {
-            primary.confirmation.start_round(round, now);
-        }
-        self.outgoing.send_modify(|outgoing| outgoing.round = round);
+        let confirmation = self.primary.as_mut().map(|primary| &mut primary.confirmation);
+        let mut round = 0;
+        // Numbered and started in one piece: the agent numbers beats too, and a number that came twice would let an
+        // answer to an old beat confirm a new read.
+        self.outgoing.send_modify(|outgoing| {
+            outgoing.round += 1;
+            round = outgoing.round;
+            if let Some(confirmation) = confirmation {
+                confirmation.start_round(round, now);
+            }
+        });
         round
+    }
+
+    /// Readers that gave up while no majority answered are not kept.
+    fn forget_gone(&mut self) {
+        if let Some(primary) = &mut self.primary {
+            primary.covered.retain(|done| !done.is_closed());
+            primary.waiting.retain(|done| !done.is_closed());
+        }
     }
 
     fn obey(&mut self, order: Order) {
         match order {
             Order::Confirm { timeline, done } => {
                 let Some(primary) = self.primary.as_mut().filter(|primary| primary.claim.timeline == timeline) else {
-                    reply(done, Err(NotPrimary(timeline)));
+                    reply(done, Err(Unconfirmed::NotPrimary(timeline)));
                     return;
                 };
+                if primary.waiting.len() >= WAITING_MAX {
+                    reply(done, Err(Unconfirmed::TooManyWait));
+                    return;
+                }
                 primary.waiting.push(done);
                 self.advance();
             }
@@ -167,7 +198,7 @@ impl Task {
                 former.claim.engine.set_confirmed_until(None);
             }
             for done in former.covered.into_iter().chain(former.waiting) {
-                reply(done, Err(NotPrimary(former.claim.timeline)));
+                reply(done, Err(Unconfirmed::NotPrimary(former.claim.timeline)));
             }
         }
         let timeline = claim.as_ref().map_or(TimelineId::NONE, |claim| claim.timeline);
@@ -232,7 +263,7 @@ impl Task {
 }
 
 /// A reader that went away is not told.
-fn reply(done: oneshot::Sender<Result<(), NotPrimary>>, outcome: Result<(), NotPrimary>) {
+fn reply(done: oneshot::Sender<Result<(), Unconfirmed>>, outcome: Result<(), Unconfirmed>) {
     if done.send(outcome).is_err() {
         tracing::trace!("a reader went away before it was confirmed");
     }

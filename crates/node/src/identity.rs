@@ -155,8 +155,8 @@ impl DataDir {
         fs::create_dir_all(path).map_err(io("make the data directory", path))?;
         let lock_path = path.join("lock");
         let identity_path = path.join("identity");
-        let known = read_file(files, &identity_path).map_err(io("read", &identity_path))?;
-        if known.is_none() {
+        // Before the lock file is made: a foreign directory is left as it is.
+        if !identity_path.exists() {
             Self::refuse_foreign(path)?;
         }
         let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(io("open", &lock_path))?;
@@ -166,7 +166,8 @@ impl DataDir {
                 other => DataDirError::Io { action: "lock", path: lock_path, source: other.into() },
             });
         }
-        let identity = match known {
+        // Read under the lock: whoever held it before may have written it.
+        let identity = match read_file(files, &identity_path).map_err(io("read", &identity_path))? {
             Some(bytes) => Self::check(path, &identity_path, &bytes, name)?,
             None => Self::make(files, &identity_path, name, segment_size)?,
         };

@@ -21,6 +21,9 @@ pub struct Promises {
     pub damaged: bool,
     /// How often it was marked damaged.
     pub damage_epoch: u64,
+    /// The node has a log: one that is not there is lost, not new.
+    #[serde(default)]
+    pub has_log: bool,
 }
 
 /// The `promises` file.
@@ -80,6 +83,14 @@ impl PromiseFile {
         self.replace(Promises { damaged: true, damage_epoch, ..self.promises })
     }
 
+    /// The log was made.
+    ///
+    /// # Errors
+    /// When it cannot be made durable.
+    pub fn log_made(&mut self) -> Result<(), DataDirError> {
+        self.replace(Promises { has_log: true, ..self.promises })
+    }
+
     /// The damage of epoch `epoch` was recorded in Raft: the node counts again from its next acknowledgement on.
     ///
     /// # Errors
@@ -108,7 +119,7 @@ mod tests {
         file.seal(TimelineId::new(2)).expect("written");
         file.mark_damaged().expect("written");
         file.mark_damaged().expect("written");
-        let expected = Promises { sealed: TimelineId::new(3), damaged: true, damage_epoch: 2 };
+        let expected = Promises { sealed: TimelineId::new(3), damaged: true, damage_epoch: 2, has_log: false };
         assert_eq!(open().get(), expected);
         let mut file = open();
         file.clear_damage(1).expect("written");

@@ -166,6 +166,7 @@ pub async fn run(config: ServerConfig) -> Result<(), ServerError> {
     telemetry::init(config.log_format, &config.log_level)?;
     config.check()?;
     StandbyNames::parse(&config.synchronous_standby_names)?;
+    abort_on_panic();
     let stop = CancellationToken::new();
     let signals = stop.clone();
     tokio::spawn(async move {
@@ -231,6 +232,8 @@ impl Server {
             // Its votes are gone: under this id it could vote twice.
             return Err(ServerError::RaftLogLost { path: config.data_dir.clone() });
         }
+        // Until the agent runs nobody would plan on a node that leads.
+        control.stand_aside(data_dir.identity().system_id != SystemId::default());
         let stop_serving = CancellationToken::new();
         let (outgoing, outgoing_rx) = watch::channel(Outgoing::default());
         let (standing, standing_rx) = watch::channel(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
@@ -313,12 +316,18 @@ impl Server {
             failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
             cluster = self.belong() => cluster?,
         };
-        let engine = self.open_engine(&cluster).await?;
+        let mut promises = PromiseFile::open(Arc::clone(&self.files), self.data_dir.path())?;
+        let engine = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
+            engine = self.open_engine(&cluster, &mut promises) => engine?,
+        };
         let mut wal_failure = engine.wal().failure();
+        let mut engine_failure = engine.failure();
         let agent = Agent::new(AgentParts {
             me: self.me,
             files: Arc::clone(&self.files),
-            promises: PromiseFile::open(Arc::clone(&self.files), self.data_dir.path())?,
+            promises,
             control: self.control.clone(),
             engine: engine.clone(),
             confirmer: self.confirmer.clone(),
@@ -334,7 +343,11 @@ impl Server {
             ended = agent.run(&mut self.events) => ended.map_err(|error| ServerError::Failed(error.to_string())),
             failure = first_failure(&mut control_failure) => Err(ServerError::Failed(failure)),
             failure = first_failure(&mut wal_failure) => Err(ServerError::Failed(failure)),
+            failure = first_failure(&mut engine_failure) => Err(ServerError::Failed(failure)),
         };
+        // However it ended: nothing more is acknowledged or streamed while the rest is taken apart.
+        engine.set_confirmed_until(None);
+        self.upstream.stop_serving();
         if outcome.is_ok() {
             let stopped = tokio::task::spawn_blocking(move || engine.stop()).await;
             if !matches!(stopped, Ok(Ok(()))) {
@@ -387,7 +400,18 @@ impl Server {
         Ok(cluster)
     }
 
-    async fn open_engine(&self, cluster: &ClusterState) -> Result<Engine, ServerError> {
+    /// A log that was there once and is not any more: the node starts anew, and does not count as what it was.
+    fn notice_lost_log(&self, promises: &mut PromiseFile) -> Result<(), ServerError> {
+        let watermark = self.data_dir.path().join("wal").join("watermark");
+        if promises.get().has_log && !watermark.exists() {
+            tracing::error!(path = %watermark.display(), "the wal of this node is gone: it counts as damaged until the cluster knows");
+            promises.mark_damaged()?;
+        }
+        Ok(())
+    }
+
+    async fn open_engine(&self, cluster: &ClusterState, promises: &mut PromiseFile) -> Result<Engine, ServerError> {
+        self.notice_lost_log(promises)?;
         let began = Instant::now();
         let path = self.data_dir.path().join("store");
         let mut config = EngineConfig::new(self.data_dir.path(), cluster.system_id);
@@ -403,16 +427,24 @@ impl Server {
             && is_damage(error)
         {
             // Before anybody repairs it: what this node confirmed once does not count until the cluster knows.
-            let mut promises = PromiseFile::open(Arc::clone(&self.files), self.data_dir.path())?;
-            if !promises.get().damaged {
-                promises.mark_damaged()?;
-            }
+            promises.mark_damaged()?;
         }
         let engine = opened?;
+        promises.log_made()?;
         tracing::info!(wal_end = %engine.wal().end(), applied = %*engine.visible().borrow(), elapsed_ms = began.elapsed().as_millis(),
             "recovered");
         Ok(engine)
     }
+}
+
+/// A panic is a mistake in the program, and what it leaves behind may be half done: the process ends, and recovery starts
+/// over from the disk.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// What failed for good, once something has.

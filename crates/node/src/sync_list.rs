@@ -55,6 +55,7 @@ impl SyncListTask {
 
     /// Ends it: nothing becomes safe any more, nothing is proposed.
     pub fn stop(&self) {
+        let _manager = self.lock();
         self.shell.stop.cancel();
     }
 
@@ -65,10 +66,11 @@ impl SyncListTask {
 
     /// One event; what became safe by it is told to the engine, in order.
     fn handle(&self, event: impl FnOnce(&mut SyncManager)) {
+        let mut manager = self.lock();
+        // Under the lock: after `stop` nothing of this timeline becomes safe any more.
         if self.shell.stop.is_cancelled() {
             return;
         }
-        let mut manager = self.lock();
         event(&mut manager);
         self.shell.engine.advance_safe(manager.safe_lsn());
         drop(manager);

@@ -116,11 +116,12 @@ impl UpstreamHooks for Upstream {
         self.history.borrow().clone()
     }
 
+    fn is_member(&self, node: NodeId) -> bool {
+        self.lock().members.contains(&node)
+    }
+
     fn connected(&self, standby: StandbyInfo) -> Option<ConnectionId> {
         let mut state = self.lock();
-        if !state.members.contains(&standby.node) {
-            return None;
-        }
         let served = state.served.as_ref().filter(|served| served.timeline.history.latest() == standby.timeline)?;
         let sync = served.sync.clone();
         state.next_connection += 1;

@@ -63,7 +63,10 @@ pub trait UpstreamHooks: Send + Sync + 'static {
     /// The history of the cluster state.
     fn history(&self) -> TimelineHistory;
 
-    /// A standby was taken on; none to refuse it (it is no member, or its timeline is not served any more). It begins in state startup.
+    /// Whether `node` is a member that may have this node's log.
+    fn is_member(&self, node: NodeId) -> bool;
+
+    /// A standby was taken on; none to refuse it (its timeline is not served any more). It begins in state startup.
     fn connected(&self, standby: StandbyInfo) -> Option<ConnectionId>;
 
     /// A standby's stream changed its state.

@@ -161,6 +161,12 @@ impl<H: UpstreamHooks> v1::replication_server::Replication for ReplicationServic
         let address = request.remote_addr();
         let mut inbound = request.into_inner();
         let start = self.read_start(&mut inbound).await?;
+        if !self.hooks.is_member(start.node) {
+            return Err(Status::failed_precondition(format!(
+                "node {} is not a member that this node streams to: add it to the cluster first",
+                start.node
+            )));
+        }
         let (source, history, ended) = self.now_serving(&start)?;
         let served = history.latest();
 
@@ -209,7 +215,7 @@ impl<H: UpstreamHooks> ReplicationService<H> {
         let info = StandbyInfo { node, incarnation, damage_epoch, timeline, address };
         let connection = self.hooks.connected(info).ok_or_else(|| {
             Status::failed_precondition(format!(
-                "node {node} is no member of this cluster, or timeline {timeline} has just ended here: follow the present primary"
+                "timeline {timeline} has just ended here for node {node}: follow the present primary"
             ))
         })?;
         Ok(Registration::new(Arc::clone(&self.hooks), connection))

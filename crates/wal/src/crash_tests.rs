@@ -1,5 +1,6 @@
-//! A workload with group commits, segment switches, forks and truncations, stopped by a crash or a failed operation at every
-//! point; then recovery, which must find everything that was reported and nothing that was not written, and find the same again.
+//! A workload with group commits, segment switches, forks and truncations, stopped by a crash or a failed operation
+//! at every point; then recovery, which must find everything that was reported and nothing that was not written, and
+//! find the same again.
 
 use understudy_types::{Lsn, SegmentNo};
 
@@ -76,7 +77,9 @@ fn workload(files: &SimFiles, expected: &mut Expected) -> Result<(), WalError> {
     expected.commits(&mut log, &[3000])?;
     expected.truncate(&mut log, first, 2)?;
     expected.begin(&mut log, &[(1, start()), (2, first), (3, second), (5, first)])?;
-    log.fill_to(SIZE.start_of(SegmentNo::new(3)))?;
+    let filled = log.fill_to(SIZE.start_of(SegmentNo::new(3)));
+    expected.content.clone_from(&log.content);
+    filled?;
     expected.flush(&mut log)?;
     let boundary = log.end().lsn;
     expected.begin(&mut log, &[(1, start()), (2, first), (3, second), (5, first), (6, boundary)])?;
@@ -114,11 +117,13 @@ fn stop_everywhere(fault: Fault, seeds: std::ops::Range<u64>) {
             // A helper's failure that cost nothing, or fewer operations this time.
             continue;
         }
-        for seed in seeds.clone() {
+        for round in seeds.clone() {
             let disk = files.fork();
+            // Another fate of the same files at every operation, not the same one again.
+            let seed = operation * 100 + round;
             let context = format!("operation {operation}, seed {seed}");
             // The process dies alone in one case of three: the cache is what recovery sees.
-            if seed % 3 == 2 {
+            if round % 3 == 2 {
                 disk.kill()
             } else {
                 disk.crash(seed)

@@ -66,7 +66,8 @@ fn zero_tail(directory: &Directory, file: SegmentFile, offset: u64) -> Result<()
     opened.sync_data().map_err(WalError::io("sync", &path))
 }
 
-/// The offset behind the last byte of a segment's file, from `offset` on, that is not zero; `offset` when there is none.
+/// The offset behind the last byte of a segment's file, from `offset` on, that is not zero; `offset` when there is
+/// none.
 fn used_bytes(directory: &Directory, file: SegmentFile, offset: u64) -> Result<u64, WalError> {
     let path = directory.segment_path(file);
     let Some(opened) = directory.open(file)? else {
@@ -98,8 +99,9 @@ pub(crate) fn is_record_end(directory: &Directory, chain: &Arc<Chain>, to: Lsn) 
     Ok(true)
 }
 
-/// Copies the bytes of `from..to` on the chain to `diverged/<timeline>-<from>-<to>.wal`, durably. A file that
-/// already has these bytes is left as it is; one that has others is never replaced: the new one gets a number behind its name.
+/// Copies the bytes of `from..to` on the chain to `diverged/<timeline>-<from>-<to>.wal`, durably. A file that already
+/// has these bytes is left as it is; one that has others is never replaced: the new one gets a number behind its
+/// name.
 pub(crate) fn keep_aside(
     directory: &Directory,
     chain: &Chain,

@@ -1,8 +1,8 @@
 //! Reading records back: from the wire, from memory or from a segment. Pure.
 //!
-//! What arrives is trusted in nothing: every length is checked against what is there, every CRC against the record's own
-//! LSN and the timeline that the chain has at that place, every segment header against the one that belongs there.
-//! A record that begins below a switch and ends beyond it is not on the chain, whatever its CRC says.
+//! What arrives is trusted in nothing: every length is checked against what is there, every CRC against the record's
+//! own LSN and the timeline that the chain has at that place, every segment header against the one that belongs
+//! there. A record that begins below a switch and ends beyond it is not on the chain, whatever its CRC says.
 
 use std::sync::Arc;
 

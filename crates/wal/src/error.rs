@@ -13,7 +13,8 @@ use understudy_types::{Lsn, TimelineHistory, TimelineId};
 /// | `Io`, `Failed` | exit: nothing is flushed any more, and recovery starts over from the disk |
 /// | `Corrupt`, `CorruptFile` | refuse to start; the node counts as damaged and is fetched again from a peer |
 /// | `Mismatch` | refuse: the directory belongs to another cluster, format or configuration |
-/// | `OutOfRange`, `NotARecordEnd`, `NotAtEnd`, `NotWholeRecords`, `BadHistory`, `NoTimeline` | reject: the caller asked for what cannot be |
+/// | `OutOfRange`, `NotARecordEnd`, `NotAtEnd`, `NotWholeRecords` | reject: the caller asked for what cannot be |
+/// | `BadHistory`, `NoTimeline` | reject, as above |
 /// | `Truncated` | make a new reader |
 /// | `Busy` | retry once the fork or the truncation is through |
 /// | `Closed` | stop |
@@ -55,7 +56,7 @@ pub enum WalError {
         found: String,
     },
     /// A small state file cannot be read.
-    #[error("{} is corrupt: expected {expected}, found {found}; fetch this node's data again from a peer", path.display())]
+    #[error("{} is corrupt: expected {expected}, found {found}; fetch it from a peer", path.display())]
     CorruptFile {
         /// Which.
         path: PathBuf,

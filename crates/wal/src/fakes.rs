@@ -1,62 +1,31 @@
 //! Files in memory with the faults of real ones, for tests.
 //!
-//! A [`SimFiles`] is a disk behind a page cache. What is written is seen at once by whoever reads, and is durable when its file
-//! was synced; names are durable when their directory was. [`SimFiles::crash`] takes the power away: of what was not
-//! synced, every 512-byte sector keeps an old or a new content and every name its old or new file, by the seed, in no order.
+//! A [`SimFiles`] is a disk behind a page cache. What is written is seen at once by whoever reads, and is durable
+//! when its file was synced; names are durable when their directory was. [`SimFiles::crash`] takes the power away: of
+//! what was not synced, every 512-byte sector keeps an old or a new content and every name its old or new file, by
+//! the seed, in no order.
 //!
 //! Every operation that changes something has a number, from zero; faults are planned by it. A failed sync
 //! behaves as Linux: the bytes stay readable, and a later sync reports success without having written them.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod disk;
+
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+use self::disk::{Disk, Inode, NameChange, Random, apply_name};
 use crate::files::{File, Files};
-
-const SECTOR_BYTES: usize = 512;
 
 /// What a planned fault does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The operation and all that follow fail, until [`SimFiles::crash`]: the process is gone. A write may have been done in part.
+    /// The operation and all that follow fail, until [`SimFiles::crash`]: the process is gone. A write may have been
+    /// done in part.
     Crash,
     /// The operation fails, once.
     Error,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Inode {
-    live: Vec<u8>,
-    durable: Vec<u8>,
-    /// Writes since the last sync: where, and what.
-    pending: Vec<(usize, Vec<u8>)>,
-}
-
-#[derive(Debug, Clone)]
-enum NameChange {
-    Link(PathBuf, u64),
-    Unlink(PathBuf),
-    Rename(PathBuf, PathBuf, u64),
-}
-
-#[derive(Debug, Clone, Default)]
-struct Disk {
-    inodes: BTreeMap<u64, Inode>,
-    names: BTreeMap<PathBuf, u64>,
-    durable_names: BTreeMap<PathBuf, u64>,
-    pending_names: Vec<NameChange>,
-    directories: BTreeSet<PathBuf>,
-    inodes_made: u64,
-    /// Changing operations so far.
-    operations: u64,
-    faults: BTreeMap<u64, Fault>,
-    crashed: bool,
-    /// Files opened before the last crash are gone.
-    epoch: u64,
-    capacity_bytes: Option<u64>,
-    syncs_held: bool,
-    failing_syncs: bool,
 }
 
 /// See the module.
@@ -137,8 +106,8 @@ impl SimFiles {
         self.lock().names.keys().cloned().collect()
     }
 
-    /// Takes the power away and gives it back: what was not synced is lost, torn or kept, by the seed. Planned faults and held
-    /// syncs are forgotten; files that are open fail from now on.
+    /// Takes the power away and gives it back: what was not synced is lost, torn or kept, by the seed. Planned faults
+    /// and held syncs are forgotten; files that are open fail from now on.
     pub fn crash(&self, seed: u64) {
         let mut random = Random(seed);
         let mut disk = self.lock();
@@ -147,7 +116,8 @@ impl SimFiles {
         }
         let mut names = disk.durable_names.clone();
         let changes = std::mem::take(&mut disk.pending_names);
-        for change in changes.into_iter().filter(|_| random.next().is_multiple_of(2)) {
+        let all_lost = random.one_in(4);
+        for change in changes.into_iter().filter(|_| !all_lost && random.one_in(2)) {
             apply_name(&mut names, change);
         }
         let kept: BTreeSet<u64> = names.values().copied().collect();
@@ -171,93 +141,6 @@ impl SimFiles {
 
     fn open_inode(&self, disk: &Disk, inode: u64) -> Arc<dyn File> {
         Arc::new(SimFile { files: self.clone(), inode, epoch: disk.epoch })
-    }
-}
-
-fn apply_name(names: &mut BTreeMap<PathBuf, u64>, change: NameChange) {
-    match change {
-        NameChange::Link(path, inode) => {
-            names.insert(path, inode);
-        }
-        NameChange::Unlink(path) => {
-            names.remove(&path);
-        }
-        NameChange::Rename(from, to, inode) => {
-            names.remove(&from);
-            names.insert(to, inode);
-        }
-    }
-}
-
-impl Inode {
-    /// What a failed sync gave up is not written by a later one.
-    fn sync(&mut self) {
-        for (offset, bytes) in std::mem::take(&mut self.pending) {
-            let end = offset + bytes.len();
-            if self.durable.len() < end {
-                self.durable.resize(end, 0);
-            }
-            self.durable[offset..end].copy_from_slice(&bytes);
-        }
-    }
-
-    /// Every sector takes one of the contents that it had since the last sync.
-    fn tear(&mut self, random: &mut Random) {
-        let mut content = std::mem::take(&mut self.durable);
-        for (offset, bytes) in std::mem::take(&mut self.pending) {
-            let mut at = offset;
-            while at < offset + bytes.len() {
-                let end = (at / SECTOR_BYTES * SECTOR_BYTES + SECTOR_BYTES).min(offset + bytes.len());
-                if random.next().is_multiple_of(2) {
-                    if content.len() < end {
-                        content.resize(end, 0);
-                    }
-                    content[at..end].copy_from_slice(&bytes[at - offset..end - offset]);
-                }
-                at = end;
-            }
-        }
-        self.live = content.clone();
-        self.durable = content;
-    }
-}
-
-impl Disk {
-    fn reset_faults(&mut self) {
-        self.faults.clear();
-        (self.crashed, self.syncs_held, self.failing_syncs) = (false, false, false);
-    }
-
-    /// Counts a changing operation; what is planned for it.
-    fn begin(&mut self) -> Option<Fault> {
-        let number = self.operations;
-        self.operations += 1;
-        if self.crashed {
-            return Some(Fault::Crash);
-        }
-        let fault = self.faults.get(&number).copied();
-        self.crashed = fault == Some(Fault::Crash);
-        fault
-    }
-
-    fn change(&self, fault: Option<Fault>) -> io::Result<()> {
-        match fault {
-            Some(Fault::Crash) => Err(io::Error::other("the process is gone")),
-            Some(Fault::Error) => Err(io::Error::other("planned failure")),
-            None => Ok(()),
-        }
-    }
-
-    fn check_room(&self, inode: &Inode, end: usize) -> io::Result<()> {
-        let used: usize = self.names.values().filter_map(|id| self.inodes.get(id)).map(|inode| inode.live.len()).sum();
-        let used = used + inode.live.len();
-        let more = end.saturating_sub(inode.live.len());
-        match self.capacity_bytes {
-            Some(capacity) if more > 0 && (used + more) as u64 > capacity => {
-                Err(io::Error::from(ErrorKind::StorageFull))
-            }
-            Some(_) | None => Ok(()),
-        }
     }
 }
 
@@ -394,19 +277,6 @@ impl File for SimFile {
         let disk = self.files.lock();
         self.check_epoch(&disk)?;
         Ok(disk.inodes[&self.inode].live.len() as u64)
-    }
-}
-
-/// SplitMix64: the same numbers for the same seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
     }
 }
 

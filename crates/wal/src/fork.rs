@@ -1,9 +1,9 @@
 //! Beginning a timeline at the end of the log.
 //!
-//! Where the switch lies inside a segment, the new timeline's file of that segment is made first: a new header, a copy of
-//! the bytes below the switch, zeros. It is durable under its name before the `.history` file is made, which puts the
-//! new chain in force. A crash in between leaves a segment file of a timeline that has not begun; recovery removes it.
-//! The old timeline's file stays as it is: the same bytes on every node that had them (INV-BYTES).
+//! Where the switch lies inside a segment, the new timeline's file of that segment is made first: a new header, a
+//! copy of the bytes below the switch, zeros. It is durable under its name before the `.history` file is made, which
+//! puts the new chain in force. A crash in between leaves a segment file of a timeline that has not begun; recovery
+//! removes it. The old timeline's file stays as it is: the same bytes on every node that had them (INV-BYTES).
 
 use understudy_types::{Lsn, Position, TimelineHistory};
 

@@ -41,7 +41,8 @@ proptest! {
     #[test]
     fn parses_what_it_prints(steps in proptest::collection::vec((1_u32..5, 1_u64..1 << 40), 1..8)) {
         let mut timeline = 0;
-        let switches: Vec<(u32, Lsn)> = steps.iter().map(|(step, lsn)| { timeline += step; (timeline, Lsn::new(*lsn)) }).collect();
+        let mut next = |step: u32| { timeline += step; timeline };
+        let switches: Vec<(u32, Lsn)> = steps.iter().map(|(step, lsn)| (next(*step), Lsn::new(*lsn))).collect();
         let history = history(&switches);
         prop_assert_eq!(parse(&print(&history)), Ok(history));
     }

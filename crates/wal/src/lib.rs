@@ -12,8 +12,9 @@
 //! The log is physical: every node of a cluster holds the same bytes at the same LSN (INV-BYTES). Positions
 //! keep one order, `append >= write >= flush`, and each is the end of a record.
 //!
-//! What this crate refuses to do: it never retries a failed write or fsync, never truncates below what it
-//! once reported as flushed unless it is told to by [`Wal::truncate`], and removes no segment that holds records of the chain.
+//! What this crate refuses to do: it never retries a failed write or fsync, never truncates below what it once
+//! reported as flushed unless it is told to by [`Wal::truncate`], and removes no segment that holds records of the
+//! chain.
 
 pub mod appender;
 mod chain;

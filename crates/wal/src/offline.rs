@@ -1,6 +1,7 @@
 //! Reading a log without opening it: for tools, while its server is down. Nothing is changed.
 //!
-//! The end is the last good record; whether what follows is a torn tail or corruption is for [`crate::Wal::open`] to say.
+//! The end is the last good record; whether what follows is a torn tail or corruption is for [`crate::Wal::open`] to
+//! say.
 
 use std::path::PathBuf;
 use std::sync::Arc;

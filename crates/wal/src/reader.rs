@@ -1,8 +1,9 @@
 //! Reading the log while it grows: walsenders, the applier, whoever catches up.
 //!
-//! The live end comes from memory, before it is written anywhere; what is older comes from the segment files, in large
-//! pieces and checked. A slow reader costs no memory: the ring gives up what is written, and the reader turns to the files.
-//! Of a file nothing beyond the written LSN is read: behind it are zeros, or bytes that are being written.
+//! The live end comes from memory, before it is written anywhere; what is older comes from the segment files, in
+//! large pieces and checked. A slow reader costs no memory: the ring gives up what is written, and the reader turns
+//! to the files. Of a file nothing beyond the written LSN is read: behind it are zeros, or bytes that are being
+//! written.
 
 use std::sync::Arc;
 
@@ -53,8 +54,8 @@ impl WalReader {
         self.from_memory
     }
 
-    /// The next whole records that end at or below `upto`: at most `bytes_max` bytes, or one record (with the segment header
-    /// before it) that is larger. None when no whole record lies below `upto` and the appended end.
+    /// The next whole records that end at or below `upto`: at most `bytes_max` bytes, or one record (with the segment
+    /// header before it) that is larger. None when no whole record lies below `upto` and the appended end.
     ///
     /// # Errors
     /// [`WalError::Truncated`] when the log was cut below the position; [`WalError::Corrupt`] when a file does
@@ -133,8 +134,8 @@ fn gather<'a>(
     pieces
 }
 
-/// How many of `bytes`, which begin at `start` with a whole record, are whole records that end at or below `limit` and fit into
-/// `bytes_max`; the first one need not fit if `at_least_one`.
+/// How many of `bytes`, which begin at `start` with a whole record, are whole records that end at or below `limit`
+/// and fit into `bytes_max`; the first one need not fit if `at_least_one`.
 fn whole_records(
     size: SegmentSize,
     start: Lsn,

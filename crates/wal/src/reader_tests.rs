@@ -43,7 +43,8 @@ proptest! {
         let decoder = Decoder::new(crate::tests::SYSTEM, SIZE, &wal.history());
         while let Some(chunk) = reader.read(Lsn::MAX, bytes_max).expect("readable") {
             prop_assert!(!reader.from_memory());
-            let records = decoder.decode(chunk.start, &chunk.bytes).collect::<Result<Vec<_>, _>>().expect("good records");
+            let records: Result<Vec<_>, _> = decoder.decode(chunk.start, &chunk.bytes).collect();
+            let records = records.expect("good records");
             prop_assert!(chunk.bytes.len() <= bytes_max || records.len() == 1, "{} records", records.len());
             prop_assert_eq!(records.last().map(|record| record.end), Some(chunk.end));
         }
@@ -97,7 +98,7 @@ fn a_reader_beyond_a_cut_is_told_and_one_below_goes_on() {
     let (mut below, mut at, mut beyond) = (log.wal.reader(ends[0]), log.wal.reader(ends[1]), log.wal.reader(ends[2]));
     log.truncate(ends[1]).expect("a record ends there");
     let end = log.append(&commit(7, 200)).expect("open");
-    assert_eq!(below.read(Lsn::MAX, 4096).expect("readable").map(|chunk| chunk.end), Some(ends[1]), "from the file");
+    assert_eq!(below.read(ends[1], 4096).expect("readable").map(|chunk| chunk.end), Some(ends[1]), "from the file");
     assert_eq!(below.read(Lsn::MAX, 4096).expect("readable").map(|chunk| chunk.end), Some(end), "from memory");
     assert_eq!(at.read(Lsn::MAX, 4096).expect("readable").map(|chunk| chunk.end), Some(end));
     let error = beyond.read(Lsn::MAX, 4096).expect_err("its position is gone");

@@ -1,13 +1,13 @@
 //! Opening a log that may have been torn: where does it end, and is what lies below all there?
 //!
 //! The end is found by reading records from a place where one is known to end: the watermark or what the store has
-//! applied, whichever is lower. A bad record at or above both is the end of the log: pages of an unsynced group reach the
-//! disk in any order. It is cut off. A bad record below one of them was once good: that is corruption, and nothing is cut,
-//! for whoever cuts there forgets what it acknowledged (INV-DURABLE).
+//! applied, whichever is lower. A bad record at or above both is the end of the log: pages of an unsynced group reach
+//! the disk in any order. It is cut off. A bad record below one of them was once good: that is corruption, and
+//! nothing is cut, for whoever cuts there forgets what it acknowledged (INV-DURABLE).
 //!
-//! Before the end is reported as flushed, everything above the watermark is written again and synced: a process that was
-//! killed between a write and its fsync left bytes that may be in the page cache only, and after a failed fsync the
-//! cache may even call them clean.
+//! Before the end is reported as flushed, everything above the watermark is written again and synced: a process that
+//! was killed between a write and its fsync left bytes that may be in the page cache only, and after a failed fsync
+//! the cache may even call them clean.
 
 use std::sync::Arc;
 

@@ -5,8 +5,9 @@
 //!             \-> readers: walsenders, the applier, from memory before the local flush
 //! ```
 //!
-//! Appending costs no IO: bytes are copied into the ring, and the writer thread is woken. Who appends bounds how much may
-//! be unwritten (see [`Wal::unwritten_bytes`]): the sequencer by its queue, a walreceiver by waiting for its writes.
+//! Appending costs no IO: bytes are copied into the ring, and the writer thread is woken. Who appends bounds how much
+//! may be unwritten (see [`Wal::unwritten_bytes`]): the sequencer by its queue, a walreceiver by waiting for its
+//! writes.
 //!
 //! There is one writer thread per log, and one log per directory: the server's lock on its data directory sees to that.
 
@@ -24,7 +25,7 @@ use crate::directory::Directory;
 use crate::error::WalError;
 use crate::files::Files;
 use crate::reader::WalReader;
-use crate::recovery::{Recovered, Recovery, recover};
+use crate::recovery::{Recovered, Recovery, Truncated, recover};
 use crate::shared::{Change, Phase, Request, Shared};
 use crate::writer::Writer;
 
@@ -75,7 +76,8 @@ impl Drop for Inner {
 }
 
 impl Wal {
-    /// Opens the log in `config.dir`, or makes it; recovers it (see the `recovery` module); starts its writer. Blocks on IO.
+    /// Opens the log in `config.dir`, or makes it; recovers it (see the `recovery` module); starts its writer. Blocks
+    /// on IO.
     ///
     /// `applied` is what the store has durably, which must be in the log; [`Lsn::INVALID`] for nothing.
     ///
@@ -87,7 +89,8 @@ impl Wal {
         let directory = Directory { files, path: dir, system_id, segment_size };
         let Recovered { recovery, chain, watermark } = recover(&directory, applied)?;
         if let Some(cut) = &recovery.truncated {
-            tracing::warn!(from = %cut.from, bytes = cut.bytes, expected = cut.expected, found = cut.found, "torn end of the WAL cut off");
+            let Truncated { from, bytes, expected, found } = cut;
+            tracing::warn!(%from, bytes, expected, found, "torn end of the WAL cut off");
         }
         tracing::info!(
             end = %recovery.end, scanned_from = %recovery.scanned_from, watermark = %recovery.watermark,
@@ -195,18 +198,19 @@ impl Wal {
         Ok(end)
     }
 
-    /// Begins a timeline at the end of the log: the latest of `history`, whose switch LSN must be there. Nothing happens
-    /// when it was begun already. Blocks on IO; a crash at any point leaves the timeline begun or not begun.
+    /// Begins a timeline at the end of the log: the latest of `history`, whose switch LSN must be there. Nothing
+    /// happens when it was begun already. Blocks on IO; a crash at any point leaves the timeline begun or not begun.
     ///
     /// # Errors
-    /// [`WalError::BadHistory`] when the log does not lie on `history` or does not end at the switch; those of appending.
+    /// [`WalError::BadHistory`] when the log does not lie on `history` or does not end at the switch; those of
+    /// appending.
     pub fn begin_timeline(&self, history: &TimelineHistory) -> Result<(), WalError> {
         self.change(Change::Begin(history.clone()))
     }
 
-    /// Cuts the log at `to`, where a record ends, and the chain to the timelines that begin at or below it. What is cut off is
-    /// kept in `diverged/`. The next append continues at `to`. Blocks on IO; a crash at any point leaves a log that ends at or
-    /// beyond `to`, and the call is repeated.
+    /// Cuts the log at `to`, where a record ends, and the chain to the timelines that begin at or below it. What is
+    /// cut off is kept in `diverged/`. The next append continues at `to`. Blocks on IO; a crash at any point leaves a
+    /// log that ends at or beyond `to`, and the call is repeated.
     ///
     /// The caller has undone the store to `to` and told the cluster that this node is damaged where that is due.
     ///

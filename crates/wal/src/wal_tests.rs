@@ -255,7 +255,7 @@ fn a_missing_lower_history_file_is_made_when_the_chain_is_cut() {
 }
 
 #[test]
-fn the_watermark_is_raised_at_a_segment_switch_and_on_a_clean_stop() {
+fn the_watermark_is_raised_at_a_segment_switch_at_a_fork_and_on_a_clean_stop() {
     let mut log = Log::new();
     log.fill_to(SIZE.start_of(SegmentNo::new(2))).expect("open");
     log.append(&commit(0, 100)).expect("open");
@@ -264,6 +264,10 @@ fn the_watermark_is_raised_at_a_segment_switch_and_on_a_clean_stop() {
         crate::watermark::peek(&crate::tests::directory(files)).expect("readable").expect("there")
     };
     assert_eq!(watermark(&log.files), position(1, SIZE.start_of(SegmentNo::new(2))));
+    let fork = log.end();
+    log.begin(&history(&[(1, start()), (2, fork.lsn)])).expect("a fork");
+    assert_eq!(watermark(&log.files), fork);
+    log.append(&commit(1, 100)).expect("open");
     let end = log.end();
     let files = log.close();
     assert_eq!(watermark(&files), end);

@@ -1,11 +1,11 @@
 //! The writer: the one thread that writes the log.
 //!
 //! A group is whatever was appended while the previous group was being synced; there is no timer. It is written, then
-//! synced with one `fdatasync`, then published as flushed. Forks and truncations are carried out here too, between groups,
-//! so that no two threads ever write to the same segment.
+//! synced with one `fdatasync`, then published as flushed. Forks and truncations are carried out here too, between
+//! groups, so that no two threads ever write to the same segment.
 //!
-//! A failed write or fsync is latched and never retried: after a failed fsync the kernel may call pages clean that never
-//! reached the disk. The thread ends, and so must the process.
+//! A failed write or fsync is latched and never retried: after a failed fsync the kernel may call pages clean that
+//! never reached the disk. The thread ends, and so must the process.
 //!
 //! The next segment is made ahead, by a thread of its own once the present one is half full, so that a switch costs a
 //! commit no zero-filling.
@@ -340,7 +340,7 @@ impl Writer {
         }
         let (chain, dropped) = cut(&directory, &chain, to)?;
         self.watermark.raise(position)?;
-        tracing::warn!(%to, from = %end, dropped_bytes = dropped, "WAL truncated; what was cut off is kept in wal/diverged");
+        tracing::warn!(%to, from = %end, dropped_bytes = dropped, "WAL truncated; the rest is kept in diverged/");
         self.shared.lock().chain = Arc::new(chain);
         Ok(())
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use understudy_engine::{
     Commit, CommitError, Committed, Condition, Engine, EngineConfig, OpenError, Precondition, SystemClock,
 };
-use understudy_store::{MemoryStore, Store};
+use understudy_store::{AppliedCommit, KeyRange, MemoryStore, PageLimit, ScanPage, Store, StoreError, VersionedValue};
 use understudy_types::TimelineSwitch;
 use understudy_types::{DurabilityLevel, Lsn, Position, RequestId, SegmentSize, SystemId, TimelineHistory, TimelineId};
 use understudy_wal::Op;
@@ -37,8 +37,17 @@ impl Disk {
     }
 
     pub fn try_open(&self, config: EngineConfig) -> Result<Engine, OpenError> {
-        let store: Arc<dyn Store> = Arc::clone(&self.store) as Arc<dyn Store>;
+        self.open_with(config, Arc::clone(&self.store) as Arc<dyn Store>)
+    }
+
+    fn open_with(&self, config: EngineConfig, store: Arc<dyn Store>) -> Result<Engine, OpenError> {
         Engine::open(config, Arc::new(self.files.clone()), store, Arc::new(SystemClock))
+    }
+
+    /// Calls `before_apply` with every position that the applier is about to move the store to.
+    pub fn open_watched(&self, before_apply: impl Fn(Position) + Send + Sync + 'static) -> Engine {
+        let store = WatchedStore { inner: Arc::clone(&self.store), before_apply: Box::new(before_apply) };
+        self.open_with(config(), Arc::new(store)).unwrap()
     }
 
     pub fn open(&self) -> Engine {
@@ -58,6 +67,42 @@ impl Disk {
     pub fn crash(&self, seed: u64) {
         self.files.crash(seed);
         self.store.crash();
+    }
+}
+
+struct WatchedStore {
+    inner: Arc<MemoryStore>,
+    before_apply: Box<dyn Fn(Position) + Send + Sync>,
+}
+
+impl Store for WatchedStore {
+    fn applied(&self) -> Position {
+        self.inner.applied()
+    }
+
+    fn durable_applied(&self) -> Result<Position, StoreError> {
+        self.inner.durable_applied()
+    }
+
+    fn apply(&self, commits: &[AppliedCommit], applied: Position) -> Result<(), StoreError> {
+        (self.before_apply)(applied);
+        self.inner.apply(commits, applied)
+    }
+
+    fn get(&self, key: &[u8], at: Lsn) -> Result<Option<VersionedValue>, StoreError> {
+        self.inner.get(key, at)
+    }
+
+    fn scan(&self, range: &KeyRange, at: Lsn, limit: PageLimit) -> Result<ScanPage, StoreError> {
+        self.inner.scan(range, at, limit)
+    }
+
+    fn request(&self, id: &RequestId) -> Result<Option<Position>, StoreError> {
+        self.inner.request(id)
+    }
+
+    fn flush(&self) -> Result<Position, StoreError> {
+        self.inner.flush()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Carrying out what [`understudy_core::reconcile`] says.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -13,6 +14,7 @@ use understudy_engine::RejoinError;
 use understudy_replication::{FetchConfig, FollowConfig, ReceiverStatus, ReceiverTiming, WalFormat, fetch, follow};
 use understudy_types::{Generation, Lsn, TimelineHistory, TimelineId};
 
+use super::lead::RETRY_INTERVAL;
 use super::{Agent, AgentError, Busy, Follower, Primary};
 use crate::confirmer::Claim;
 use crate::promises::PromiseFile;
@@ -25,6 +27,13 @@ pub enum Done {
         /// Comes back.
         file: Box<PromiseFile>,
         /// The seal.
+        outcome: Result<(), AgentError>,
+    },
+    /// The damage is over on disk too, or that failed.
+    DamageCleared {
+        /// Comes back.
+        file: Box<PromiseFile>,
+        /// Whether it is.
         outcome: Result<(), AgentError>,
     },
     /// The WAL was cut back, or the store is beyond that.
@@ -49,7 +58,7 @@ pub enum Done {
 }
 
 impl Agent {
-    pub(super) async fn act(&mut self, action: NodeAction) -> Result<(), AgentError> {
+    pub(super) async fn act(&mut self, action: NodeAction) {
         match action {
             NodeAction::Seal { timeline } => self.seal(timeline).await,
             NodeAction::Fetch { election, source, until } => self.fetch(FetchOrder {
@@ -68,15 +77,25 @@ impl Agent {
                 self.stop_following_first();
             }
             NodeAction::ProposeClearDamage { generation, damage_epoch } => self.propose_clear_damage(generation, damage_epoch),
-            NodeAction::ClearDamage { damage_epoch } => {
-                if let Some(file) = &mut self.promise_file {
-                    file.clear_damage(damage_epoch)?;
-                    self.promises = file.get();
-                    tracing::info!(damage_epoch, "this node counts again");
-                }
-            }
+            NodeAction::ClearDamage { damage_epoch } => self.clear_damage(damage_epoch),
         }
-        Ok(())
+    }
+
+    fn clear_damage(&mut self, damage_epoch: u64) {
+        let Some(mut file) = self.promise_file.take() else { return };
+        self.begin(None);
+        self.beside(move || {
+            let outcome = file.clear_damage(damage_epoch).map_err(AgentError::from);
+            Done::DamageCleared { file: Box::new(file), outcome }
+        });
+    }
+
+    /// A walreceiver runs until it is told to stop. One that does not is started again.
+    pub(super) fn notice_dead_follower(&mut self) {
+        if self.follower.as_ref().is_some_and(|follower| follower.task.is_finished()) {
+            tracing::error!("the walreceiver has ended by itself");
+            self.follower = None;
+        }
     }
 
     /// An action begins; the next one waits for its end. `order`: when it is a fetch.
@@ -170,7 +189,13 @@ impl Agent {
         };
         let (log, history, done) = (self.engine.clone(), self.cluster.timeline_history(), self.done_tx.clone());
         tokio::spawn(async move {
-            let outcome = fetch(Arc::new(log), config, history, cancel).await.map_err(|error| error.to_string());
+            let outcome = fetch(Arc::new(log), config, history, cancel.clone()).await.map_err(|error| error.to_string());
+            if outcome.is_err() {
+                tokio::select! {
+                    () = cancel.cancelled() => {}
+                    () = tokio::time::sleep(RETRY_INTERVAL) => {}
+                }
+            }
             if done.send(Done::Fetched(outcome)).await.is_err() {
                 tracing::debug!("the agent has ended");
             }
@@ -243,6 +268,7 @@ impl Agent {
                 Ok(Outcome::Rejected { reason }) => tracing::info!(%reason, "raft has not recorded the damage"),
                 Err(error) => tracing::info!(%error, "raft could not be told of the damage"),
             }
+            tokio::time::sleep(RETRY_INTERVAL).await;
             if done.send(Done::DamageRecorded).await.is_err() {
                 tracing::debug!("the agent has ended");
             }
@@ -265,6 +291,13 @@ impl Agent {
                 self.seal_complete = true;
                 self.upstream.set_sealed_for(self.promises.sealed);
                 tracing::info!(timeline = %self.promises.sealed, wal_end = %self.engine.wal().end(), "sealed");
+            }
+            Done::DamageCleared { file, outcome } => {
+                self.busy = None;
+                self.promises = file.get();
+                self.promise_file = Some(*file);
+                outcome?;
+                tracing::info!(damage_epoch = self.promises.damage_epoch, "this node counts again");
             }
             Done::Rejoined(outcome) => {
                 self.busy = None;
@@ -324,7 +357,7 @@ impl Agent {
             .await;
         self.upstream.set_sealed_for(TimelineId::NONE);
         self.upstream.serve(self.cluster.timeline_history(), sync.clone());
-        self.primary = Some(Primary { timeline, sync, unconfirmed_since: None });
+        self.primary = Some(Primary { timeline, sync, opened_at: Instant::now(), unconfirmed_since: None });
         tracing::info!(%timeline, wal_end = %self.engine.wal().end(), "this node is the primary");
     }
 }

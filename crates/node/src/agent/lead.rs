@@ -1,6 +1,6 @@
 //! The Raft leader's part: proposes what the planner says, and nothing else.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use understudy_core::command::{Command, Outcome};
 use understudy_core::observation::FetchOrder;
@@ -9,6 +9,11 @@ use understudy_types::NodeId;
 
 use super::Agent;
 use super::act::Done;
+
+/// Whatever failed is not tried again at once: a failure may come back faster than anything can change.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// While leadership is being handed over no heartbeats go out: between two attempts the followers must hear some.
+const HANDOVER_INTERVAL: Duration = Duration::from_secs(3);
 
 /// What the leader has under way. Empty on everybody else.
 #[derive(Debug, Default)]
@@ -51,9 +56,7 @@ impl Agent {
         let Some(since) = self.leading.since else { return };
         let planned = plan(&self.cluster, &self.observations(since), self.now_ms());
         self.leading.order = planned.fetch_order;
-        if planned.fetch_order.is_some_and(|order| order.winner == self.me.node_id) {
-            self.fetch_order = planned.fetch_order;
-        }
+        self.fetch_order = planned.fetch_order;
         let blocked = planned.blocked.as_ref().map(ToString::to_string);
         if blocked != self.leading.blocked {
             if let Some(why) = &blocked {
@@ -81,8 +84,14 @@ impl Agent {
             tracing::debug!(?command, "proposing");
             match control.propose(command).await {
                 Ok(Outcome::Applied { generation }) => tracing::debug!(%generation, "carried out"),
-                Ok(Outcome::Rejected { reason }) => tracing::info!(%reason, "a command was rejected"),
-                Err(error) => tracing::warn!(%error, "a command could not be proposed"),
+                Ok(Outcome::Rejected { reason }) => {
+                    tracing::info!(%reason, "a command was rejected");
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a command could not be proposed");
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
             }
             if done.send(Done::Proposed).await.is_err() {
                 tracing::debug!("the agent has ended");
@@ -97,6 +106,7 @@ impl Agent {
             tracing::info!(%to, "handing raft leadership over");
             if let Err(error) = control.hand_leadership(to).await {
                 tracing::warn!(%to, %error, "raft leadership was not handed over");
+                tokio::time::sleep(HANDOVER_INTERVAL).await;
             }
             if done.send(Done::HandedOver).await.is_err() {
                 tracing::debug!("the agent has ended");

@@ -109,6 +109,7 @@ struct Follower {
 struct Primary {
     timeline: TimelineId,
     sync: SyncListTask,
+    opened_at: Instant,
     /// Since when every look found that no majority confirms it; none while one does.
     unconfirmed_since: Option<Instant>,
 }
@@ -123,8 +124,11 @@ impl Primary {
         self.unconfirmed_since = (!is_confirmed).then_some(since);
     }
 
-    fn is_confirmed(&self, now: Instant) -> bool {
-        self.unconfirmed_since.is_none_or(|since| now.saturating_duration_since(since) < Self::PATIENCE)
+    /// Its own word to the others. A primary that has just opened has the same `primary_timeout` to be confirmed for the
+    /// first time that it has later.
+    fn is_confirmed(&self, primary_timeout: Duration, now: Instant) -> bool {
+        let is_new = now.saturating_duration_since(self.opened_at) < primary_timeout;
+        is_new || self.unconfirmed_since.is_none_or(|since| now.saturating_duration_since(since) < Self::PATIENCE)
     }
 }
 
@@ -238,6 +242,7 @@ impl Agent {
         let mut states = self.control.state();
         let mut leadership = self.control.leadership();
         let stop = self.stop.clone();
+        self.control.stand_aside(false);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.publish_standing();
@@ -282,10 +287,12 @@ impl Agent {
 
     /// Whether what was heard asks for a step at once.
     fn hear(&mut self, event: &MeshEvent) -> bool {
-        let now = Instant::now();
-        let change = self.table.handle(event, now);
+        if !self.cluster.members.contains_key(&event.node()) {
+            return false;
+        }
+        let change = self.table.handle(event);
         let mut ordered = false;
-        if let MeshEvent::Report { from, report, fetch_order } = event {
+        if let MeshEvent::Report { from, report, fetch_order, .. } = event {
             if let Some(primary) = &self.primary {
                 primary.sync.heard(*from, report);
             }
@@ -386,9 +393,10 @@ impl Agent {
         }
         let state = self.node_state();
         self.break_off_stale_fetch();
+        self.notice_dead_follower();
         if self.busy.is_none() {
             for action in reconcile(&state, &self.cluster) {
-                self.act(action).await?;
+                self.act(action).await;
             }
         }
         self.lead();

@@ -66,11 +66,11 @@ pub fn differ_urgently(old: &NodeReport, new: &NodeReport) -> bool {
 
 impl Table {
     /// Takes in what the mesh says. A fetch order is the agent's own business.
-    pub fn handle(&mut self, event: &MeshEvent, now: Instant) -> Change {
+    pub fn handle(&mut self, event: &MeshEvent) -> Change {
         match event {
-            MeshEvent::Report { from, report, .. } => {
+            MeshEvent::Report { from, report, at, .. } => {
                 let peer = self.peers.entry(*from).or_insert_with(Peer::new);
-                peer.heard_at = Some(now);
+                peer.heard_at = Some(*at);
                 let urgent = peer.report.as_ref().is_none_or(|old| differ_urgently(old, report));
                 peer.report = Some(Arc::new((**report).clone()));
                 if urgent { Change::Urgent } else { Change::Routine }
@@ -151,7 +151,7 @@ mod tests {
     fn table(events: &[MeshEvent]) -> Table {
         let mut table = Table::default();
         for event in events {
-            table.handle(event, Instant::now());
+            table.handle(event);
         }
         table
     }

@@ -12,7 +12,7 @@ mod dial;
 mod service;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use understudy_core::observation::{FetchOrder, NodeReport};
@@ -37,6 +37,8 @@ pub enum MeshEvent {
         report: Box<NodeReport>,
         /// When it comes from the Raft leader and somebody must fetch.
         fetch_order: Option<FetchOrder>,
+        /// When it came: it may wait for the agent.
+        at: Instant,
     },
     /// A node opened its beat stream to us.
     Opened {
@@ -55,6 +57,16 @@ pub enum MeshEvent {
         /// How.
         link: Link,
     },
+}
+
+impl MeshEvent {
+    /// Whom it is about.
+    pub fn node(&self) -> NodeId {
+        match self {
+            Self::Report { from, .. } | Self::Opened { from } | Self::Closed { from } => *from,
+            Self::Link { to, .. } => *to,
+        }
+    }
 }
 
 /// How our own beat stream to a node stands.

@@ -1,6 +1,7 @@
 //! The other side: beats that come in, and who stands here.
 
 use std::pin::Pin;
+use std::time::Instant;
 
 use futures::Stream;
 use tokio::sync::mpsc;
@@ -93,7 +94,7 @@ async fn serve(handles: MeshHandles, mut beats: Streaming<Beat>, replies: mpsc::
         let fetch_order = beat.fetch_order.as_ref().map(convert::fetch_order_from_wire);
         match convert::report_from_wire(&beat, report) {
             Ok(report) => {
-                let event = MeshEvent::Report { from: sender, report: Box::new(report), fetch_order };
+                let event = MeshEvent::Report { from: sender, report: Box::new(report), fetch_order, at: Instant::now() };
                 if handles.events.send(event).await.is_err() {
                     return;
                 }

@@ -20,7 +20,7 @@ use understudy_store::{KeyRange, PageLimit};
 use understudy_types::{Position, TimelineId, limits};
 use understudy_wal::Op;
 
-use crate::confirmer::Confirmer;
+use crate::confirmer::{Confirmer, Unconfirmed};
 use crate::view::NodeView;
 
 /// A commit without a deadline of its own waits this long for the sync standbys.
@@ -73,7 +73,8 @@ impl KvService {
         let view = self.view.borrow();
         match view.primary() {
             Some((id, name, address)) if id != view.me => RpcError::not_primary(asked, name, address),
-            Some(_) => RpcError::no_primary(asked, "this node was promoted and is opening its timeline"),
+            Some(_) if view.primary_of.is_some() => RpcError::no_primary(asked, "this node is giving its timeline up"),
+            Some(_) => RpcError::no_primary(asked, "this node was promoted and has not opened its timeline"),
             None => RpcError::no_primary(asked, &view.no_primary_reason()),
         }
     }
@@ -98,7 +99,8 @@ impl KvService {
     async fn confirm(&self, asked: &str, timeline: TimelineId, deadline: Instant) -> Result<(), RpcError> {
         match tokio::time::timeout_at(deadline, self.confirmer.confirm(timeline)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(self.refuse(asked)),
+            Ok(Err(Unconfirmed::NotPrimary(_))) => Err(self.refuse(asked)),
+            Ok(Err(error @ Unconfirmed::TooManyWait)) => Err(RpcError::not_confirmed(asked, &error.to_string())),
             Err(_) => Err(RpcError::not_confirmed(asked, "too few voters answered before the deadline")),
         }
     }

@@ -120,11 +120,12 @@ impl UpstreamHooks for TestUpstream {
         self.history.lock().expect("unpoisoned").clone()
     }
 
-    /// Node 99 is no member.
+    /// Node 99 is none.
+    fn is_member(&self, node: NodeId) -> bool {
+        node != NodeId::new(99)
+    }
+
     fn connected(&self, standby: StandbyInfo) -> Option<ConnectionId> {
-        if standby.node == NodeId::new(99) {
-            return None;
-        }
         let connection =
             Connection { standby, state: StreamState::Startup, acked: AckPosition::default(), connected: true };
         let mut id = 0;
