@@ -31,6 +31,7 @@ use crate::cluster::{self, Cluster};
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "cargo xtask demo",
+    bin_name = "cargo xtask demo",
     about = "Three servers on loopback, real data, a killed primary: prints what was lost and how long writes were away",
     after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --kills 10 --json\n  cargo xtask demo --keep\n  cargo xtask demo --input packages.jsonl"
 )]

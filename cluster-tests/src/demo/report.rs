@@ -171,7 +171,10 @@ impl Talk {
     fn how_to_talk(self, options: &Options, cluster: &Cluster) {
         self.say("");
         if !options.keep {
-            self.say("The servers are stopped; data and logs stay until the next demo. With --keep they go on.");
+            self.say(&format!(
+                "The servers are stopped; with --keep they go on. Data and logs stay until the next demo: {}",
+                cluster.dir().display()
+            ));
             return;
         }
         let endpoints = cluster.endpoints().join(",");

@@ -34,14 +34,25 @@ fn an_answer_confirms_every_earlier_round_and_no_later_one() {
 }
 
 #[test]
-fn refusals_strangers_and_unknown_rounds_do_not_confirm() {
+fn refusals_and_strangers_do_not_confirm() {
     let mut primary = of(1, 3);
+    primary.on_reply(id(2), 1, true);
     primary.start_round(1, 100);
     primary.on_reply(id(2), 1, false);
     primary.on_reply(id(9), 1, true);
     primary.on_reply(id(1), 1, true);
-    primary.on_reply(id(2), 2, true);
     assert_eq!(primary.confirmed_round(), None);
+}
+
+#[test]
+fn the_answer_to_a_later_beat_counts_for_the_rounds_before_it_and_no_later_one() {
+    let mut primary = of(1, 3);
+    primary.start_round(1, 100);
+    // Beat 2 carried a report and started no round.
+    primary.on_reply(id(2), 2, true);
+    assert_eq!(primary.confirmed_round(), Some(1));
+    primary.start_round(3, 300);
+    assert_eq!(primary.confirmed_round(), Some(1), "it was said before round 3 was sent");
 }
 
 #[test]
@@ -124,8 +135,8 @@ proptest! {
                 answers.push((1, next));
             } else {
                 primary.on_reply(id(voter), round, confirmed);
-                if confirmed && voter != 1 && voter <= voters && round <= sent.len() as u64 {
-                    answers.push((voter, round));
+                if confirmed && voter != 1 && voter <= voters && !sent.is_empty() {
+                    answers.push((voter, round.min(sent.len() as u64)));
                 }
             }
             let confirming = |round: u64| (1..=voters).filter(|v| answers.iter().any(|(a, r)| a == v && *r >= round)).count();

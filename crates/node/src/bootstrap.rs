@@ -23,7 +23,10 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Who stands at `address`; none when nobody answers in time.
 pub async fn identify(address: &str) -> Option<IdentifyResponse> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?.connect_timeout(ATTEMPT_TIMEOUT).timeout(ATTEMPT_TIMEOUT);
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .ok()?
+        .connect_timeout(ATTEMPT_TIMEOUT)
+        .timeout(ATTEMPT_TIMEOUT);
     let ask = async {
         let mut client = MeshClient::new(endpoint.connect().await.ok()?);
         Some(client.identify(IdentifyRequest {}).await.ok()?.into_inner())
@@ -72,7 +75,12 @@ async fn ask_all(initial_cluster: &InitialCluster) -> BTreeMap<NodeName, Option<
 
 /// Runs on a pristine node until it belongs to a cluster: initialises Raft if that is this node's part. `say` is
 /// told what it waits for whenever that changes.
-pub async fn join_or_initialise(control: &Control, me: &NodeName, initial_cluster: &InitialCluster, say: impl Fn(&str)) {
+pub async fn join_or_initialise(
+    control: &Control,
+    me: &NodeName,
+    initial_cluster: &InitialCluster,
+    say: impl Fn(&str),
+) {
     let mut said = String::new();
     let mut states = control.state();
     loop {
@@ -105,7 +113,12 @@ pub async fn join_or_initialise(control: &Control, me: &NodeName, initial_cluste
 
 /// Runs on every node until the cluster has its system id: the Raft leader writes the first command, once all
 /// initial members have said who they are.
-pub async fn write_first_command(control: &Control, initial_cluster: &InitialCluster, settings: &Settings, system_id: SystemId) {
+pub async fn write_first_command(
+    control: &Control,
+    initial_cluster: &InitialCluster,
+    settings: &Settings,
+    system_id: SystemId,
+) {
     let mut states = control.state();
     let mut leadership = control.leadership();
     loop {
@@ -159,8 +172,12 @@ async fn first_command(
     let voters = control.leadership().borrow().voters.clone();
     if !members.keys().eq(voters.iter()) {
         let found: Vec<String> = members.keys().map(ToString::to_string).collect();
-        tracing::error!(?voters, ?found, "the nodes at the initial addresses are not those that raft was made of: a data \
-            directory was replaced in between; empty all of them and start again");
+        tracing::error!(
+            ?voters,
+            ?found,
+            "the nodes at the initial addresses are not those that raft was made of: a data \
+            directory was replaced in between; empty all of them and start again"
+        );
         return None;
     }
     Some(Command::Bootstrap { system_id, members, segment_size: segment_size?, settings: settings.clone() })

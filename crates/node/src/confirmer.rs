@@ -60,7 +60,12 @@ pub struct Confirmer {
 
 impl Confirmer {
     /// Starts the task. It ends when `stop` is cancelled.
-    pub fn spawn(me: NodeId, outgoing: watch::Sender<Outgoing>, answers: mpsc::Receiver<Answer>, stop: CancellationToken) -> Self {
+    pub fn spawn(
+        me: NodeId,
+        outgoing: watch::Sender<Outgoing>,
+        answers: mpsc::Receiver<Answer>,
+        stop: CancellationToken,
+    ) -> Self {
         let (orders, queue) = mpsc::channel(REQUESTS_MAX);
         let (confirmed, confirmed_until) = watch::channel(None);
         let task = Task { me, outgoing, answers, queue, confirmed, primary: None, began: Instant::now() };
@@ -235,7 +240,8 @@ impl Task {
             }
         }
         let timeout_ms = u64::try_from(primary.claim.primary_timeout.as_millis()).unwrap_or(u64::MAX);
-        let until = primary.confirmation.confirmed_until_ms(timeout_ms).map(|at| self.began + Duration::from_millis(at));
+        let until =
+            primary.confirmation.confirmed_until_ms(timeout_ms).map(|at| self.began + Duration::from_millis(at));
         if *self.confirmed.borrow() != until {
             self.confirmed.send_replace(until);
             primary.claim.engine.set_confirmed_until(until);

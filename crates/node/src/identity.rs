@@ -37,7 +37,9 @@ pub struct Identity {
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
     /// Not writable, full, ...
-    #[error("cannot {action} {path}: {source}; check that the directory exists, is writable by this user and has free space")]
+    #[error(
+        "cannot {action} {path}: {source}; check that the directory exists, is writable by this user and has free space"
+    )]
     Io {
         /// What was tried.
         action: &'static str,
@@ -47,13 +49,17 @@ pub enum DataDirError {
         source: io::Error,
     },
     /// Another server lives in it.
-    #[error("data directory {path} is in use by another server process; stop that one first, or give this one a --data-dir of its own")]
+    #[error(
+        "data directory {path} is in use by another server process; stop that one first, or give this one a --data-dir of its own"
+    )]
     Locked {
         /// The directory.
         path: PathBuf,
     },
     /// The file cannot be read.
-    #[error("{path} is not an identity file of understudy: {source}; if the directory was never a data directory, choose an empty one")]
+    #[error(
+        "{path} is not an identity file of understudy: {source}; if the directory was never a data directory, choose an empty one"
+    )]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -61,13 +67,17 @@ pub enum DataDirError {
         source: serde_json::Error,
     },
     /// Files, but no identity.
-    #[error("data directory {path} is not empty and has no identity file: it is not a data directory of understudy; choose an empty one")]
+    #[error(
+        "data directory {path} is not empty and has no identity file: it is not a data directory of understudy; choose an empty one"
+    )]
     Foreign {
         /// The directory.
         path: PathBuf,
     },
     /// Made by another version.
-    #[error("data directory {path} has format version {found}, this program reads and writes version {expected}; start it with the program that made it")]
+    #[error(
+        "data directory {path} has format version {found}, this program reads and writes version {expected}; start it with the program that made it"
+    )]
     FormatVersion {
         /// The directory.
         path: PathBuf,
@@ -77,7 +87,9 @@ pub enum DataDirError {
         expected: u32,
     },
     /// Of another node.
-    #[error("data directory {path} belongs to node \"{found}\", but this server was started as \"{asked}\"; check --name and --data-dir")]
+    #[error(
+        "data directory {path} belongs to node \"{found}\", but this server was started as \"{asked}\"; check --name and --data-dir"
+    )]
     OtherNode {
         /// The directory.
         path: PathBuf,
@@ -87,7 +99,9 @@ pub enum DataDirError {
         asked: NodeName,
     },
     /// Of another machine type.
-    #[error("data directory {path} was made on {found}, this machine is {here}; restore from a peer instead of copying files")]
+    #[error(
+        "data directory {path} was made on {found}, this machine is {here}; restore from a peer instead of copying files"
+    )]
     Architecture {
         /// The directory.
         path: PathBuf,
@@ -97,7 +111,9 @@ pub enum DataDirError {
         here: String,
     },
     /// Of another cluster.
-    #[error("data directory {path} belongs to cluster {found}, but the nodes that it reached are cluster {expected}; check --data-dir and the addresses of --initial-cluster")]
+    #[error(
+        "data directory {path} belongs to cluster {found}, but the nodes that it reached are cluster {expected}; check --data-dir and the addresses of --initial-cluster"
+    )]
     OtherCluster {
         /// The directory.
         path: PathBuf,
@@ -147,7 +163,12 @@ impl DataDir {
     ///
     /// # Errors
     /// When it is in use, cannot be written, or is not this node's.
-    pub fn open(files: &dyn Files, path: &Path, name: &NodeName, segment_size: SegmentSize) -> Result<Self, DataDirError> {
+    pub fn open(
+        files: &dyn Files,
+        path: &Path,
+        name: &NodeName,
+        segment_size: SegmentSize,
+    ) -> Result<Self, DataDirError> {
         let io = |action: &'static str, at: &Path| {
             let at = at.to_owned();
             move |source| DataDirError::Io { action, path: at, source }
@@ -159,7 +180,12 @@ impl DataDir {
         if !identity_path.exists() {
             Self::refuse_foreign(path)?;
         }
-        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(io("open", &lock_path))?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(io("open", &lock_path))?;
         if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             return Err(match error {
                 rustix::io::Errno::WOULDBLOCK => DataDirError::Locked { path: path.to_owned() },
@@ -175,7 +201,8 @@ impl DataDir {
     }
 
     fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
-        let entries = fs::read_dir(path).map_err(|source| DataDirError::Io { action: "list", path: path.to_owned(), source })?;
+        let entries =
+            fs::read_dir(path).map_err(|source| DataDirError::Io { action: "list", path: path.to_owned(), source })?;
         for entry in entries {
             let entry = entry.map_err(|source| DataDirError::Io { action: "list", path: path.to_owned(), source })?;
             let name = entry.file_name();
@@ -188,7 +215,12 @@ impl DataDir {
         Ok(())
     }
 
-    fn make(files: &dyn Files, at: &Path, name: &NodeName, segment_size: SegmentSize) -> Result<Identity, DataDirError> {
+    fn make(
+        files: &dyn Files,
+        at: &Path,
+        name: &NodeName,
+        segment_size: SegmentSize,
+    ) -> Result<Identity, DataDirError> {
         let identity = Identity {
             format_version: FORMAT_VERSION,
             node_id: NodeId::new(random_u64()?),
@@ -203,7 +235,11 @@ impl DataDir {
 
     fn write(files: &dyn Files, at: &Path, identity: &Identity) -> Result<(), DataDirError> {
         let text = serde_json::to_vec_pretty(identity).expect("an identity is plain data");
-        replace_file(files, at, &text).map_err(|source| DataDirError::Io { action: "write", path: at.to_owned(), source })
+        replace_file(files, at, &text).map_err(|source| DataDirError::Io {
+            action: "write",
+            path: at.to_owned(),
+            source,
+        })
     }
 
     fn check(path: &Path, at: &Path, bytes: &[u8], name: &NodeName) -> Result<Identity, DataDirError> {
@@ -247,7 +283,11 @@ impl DataDir {
             return Ok(());
         }
         if self.identity.system_id != SystemId::default() {
-            return Err(DataDirError::OtherCluster { path: self.path.clone(), found: self.identity.system_id, expected: system_id });
+            return Err(DataDirError::OtherCluster {
+                path: self.path.clone(),
+                found: self.identity.system_id,
+                expected: system_id,
+            });
         }
         let joined = Identity { system_id, ..self.identity.clone() };
         Self::write(files, &self.path.join("identity"), &joined)?;

@@ -37,12 +37,16 @@ fn refuses_the_directory_of_another_node_cluster_or_version() {
     held.join_cluster(&RealFiles, SystemId::new(7)).expect("joined");
     held.join_cluster(&RealFiles, SystemId::new(7)).expect("the same again");
     let other = held.join_cluster(&RealFiles, SystemId::new(8)).expect_err("another cluster");
-    assert!(other.to_string().contains("0000000000000007") && other.to_string().contains("0000000000000008"), "{other}");
+    assert!(
+        other.to_string().contains("0000000000000007") && other.to_string().contains("0000000000000008"),
+        "{other}"
+    );
     drop(held);
 
     let error = open(dir.path(), "n2").expect_err("another node");
     assert!(error.to_string().contains("\"n1\"") && error.to_string().contains("\"n2\""), "{error}");
-    let again = DataDir::open(&RealFiles, dir.path(), &name("n1"), SegmentSize::MIN).expect("the size is not a new one");
+    let again =
+        DataDir::open(&RealFiles, dir.path(), &name("n1"), SegmentSize::MIN).expect("the size is not a new one");
     assert_eq!(again.identity().segment_size, SegmentSize::DEFAULT);
     drop(again);
 

@@ -42,9 +42,8 @@ impl PromiseFile {
         let path = dir.join("promises");
         let io = |source| DataDirError::Io { action: "read", path: path.clone(), source };
         let promises = match read_file(&*files, &path).map_err(io)? {
-            Some(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|source| DataDirError::Malformed { path: path.clone(), source })?
-            }
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|source| DataDirError::Malformed { path: path.clone(), source })?,
             None => Promises::default(),
         };
         Ok(Self { files, path, promises })
@@ -60,8 +59,11 @@ impl PromiseFile {
             return Ok(());
         }
         let text = serde_json::to_vec_pretty(&promises).expect("promises are plain data");
-        replace_file(&*self.files, &self.path, &text)
-            .map_err(|source| DataDirError::Io { action: "write", path: self.path.clone(), source })?;
+        replace_file(&*self.files, &self.path, &text).map_err(|source| DataDirError::Io {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        })?;
         self.promises = promises;
         Ok(())
     }

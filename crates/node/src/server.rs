@@ -236,10 +236,12 @@ impl Server {
         control.stand_aside(data_dir.identity().system_id != SystemId::default());
         let stop_serving = CancellationToken::new();
         let (outgoing, outgoing_rx) = watch::channel(Outgoing::default());
-        let (standing, standing_rx) = watch::channel(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
+        let (standing, standing_rx) =
+            watch::channel(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let (answers_tx, answers) = mpsc::channel(ANSWERS_MAX);
-        let mesh = MeshHandles { me, outgoing: outgoing_rx, standing: standing_rx, events: events_tx, answers: answers_tx };
+        let mesh =
+            MeshHandles { me, outgoing: outgoing_rx, standing: standing_rx, events: events_tx, answers: answers_tx };
         let confirmer = Confirmer::spawn(me.node_id, outgoing.clone(), answers, stop_serving.clone());
         let upstream = Arc::new(Upstream::new());
         let (view, view_rx) = watch::channel(NodeView {
@@ -418,11 +420,13 @@ impl Server {
         config.segment_size = self.data_dir.identity().segment_size;
         let (files, system_id) = (Arc::clone(&self.files), cluster.system_id);
         let opened = tokio::task::spawn_blocking(move || {
-            let store = RocksStore::open(&RocksConfig::new(&path, system_id)).map_err(|source| ServerError::Store { path, source })?;
+            let store = RocksStore::open(&RocksConfig::new(&path, system_id))
+                .map_err(|source| ServerError::Store { path, source })?;
             Engine::open(config, files, Arc::new(store), Arc::new(SystemClock)).map_err(ServerError::from)
         })
         .await;
-        let opened = opened.unwrap_or_else(|error| Err(ServerError::Failed(format!("the engine did not open: {error}"))));
+        let opened =
+            opened.unwrap_or_else(|error| Err(ServerError::Failed(format!("the engine did not open: {error}"))));
         if let Err(ServerError::Engine(error)) = &opened
             && is_damage(error)
         {

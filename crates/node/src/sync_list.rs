@@ -36,7 +36,13 @@ pub struct SyncListTask {
 
 impl SyncListTask {
     /// Starts for `timeline`, which this node has just opened.
-    pub fn start(me: NodeId, timeline: TimelineId, cluster: &Arc<ClusterState>, engine: &Engine, control: &Control) -> Self {
+    pub fn start(
+        me: NodeId,
+        timeline: TimelineId,
+        cluster: &Arc<ClusterState>,
+        engine: &Engine,
+        control: &Control,
+    ) -> Self {
         let safe_lsn = *engine.safe().borrow();
         let manager = SyncManager::new(me, timeline, safe_lsn, cluster);
         let shell = Arc::new(Shell {
@@ -138,8 +144,12 @@ impl SyncListTask {
             let retry = proposal.is_some();
             if let Some(command) = proposal {
                 match control.propose(command.clone()).await {
-                    Ok(Outcome::Applied { generation }) => tracing::info!(%generation, ?command, "the sync list was changed"),
-                    Ok(Outcome::Rejected { reason }) => tracing::info!(%reason, "a change of the sync list was rejected"),
+                    Ok(Outcome::Applied { generation }) => {
+                        tracing::info!(%generation, ?command, "the sync list was changed")
+                    }
+                    Ok(Outcome::Rejected { reason }) => {
+                        tracing::info!(%reason, "a change of the sync list was rejected")
+                    }
                     Err(error) => tracing::warn!(%error, "a change of the sync list could not be proposed"),
                 }
             }

@@ -20,7 +20,8 @@ pub struct FilterError {
 /// When `filter` cannot be parsed.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), FilterError> {
     // The consensus library logs an error for every message to a node that is down. What matters of it we log ourselves.
-    let parsed = EnvFilter::try_new(format!("openraft=off,{filter}")).map_err(|source| FilterError { filter: filter.to_owned(), source })?;
+    let parsed = EnvFilter::try_new(format!("openraft=off,{filter}"))
+        .map_err(|source| FilterError { filter: filter.to_owned(), source })?;
     let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
     let installed = match format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),

@@ -60,7 +60,9 @@ impl fmt::Display for NodeName {
 
 /// A text cannot name a node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is not a node name: expected 1 to 63 letters, digits, '_', '-' or '.', beginning with a letter or a digit")]
+#[error(
+    "\"{text}\" is not a node name: expected 1 to 63 letters, digits, '_', '-' or '.', beginning with a letter or a digit"
+)]
 pub struct NameError {
     /// What was given.
     pub text: String,

@@ -46,7 +46,8 @@ fn refuses_a_switch_that_does_not_continue() {
     let mut chain = history(&[(1, 100), (2, 500)]);
     let stale = TimelineSwitch { timeline: TimelineId::new(2), parent: TimelineId::new(1), switch_lsn: Lsn::new(600) };
     assert!(matches!(chain.push(stale), Err(TimelineHistoryError::NotLater { .. })));
-    let foreign = TimelineSwitch { timeline: TimelineId::new(4), parent: TimelineId::new(1), switch_lsn: Lsn::new(600) };
+    let foreign =
+        TimelineSwitch { timeline: TimelineId::new(4), parent: TimelineId::new(1), switch_lsn: Lsn::new(600) };
     assert!(matches!(chain.push(foreign), Err(TimelineHistoryError::WrongParent { .. })));
     let nowhere = TimelineSwitch { timeline: TimelineId::new(4), parent: TimelineId::new(2), switch_lsn: Lsn::INVALID };
     assert!(matches!(chain.push(nowhere), Err(TimelineHistoryError::InvalidLsn { .. })));

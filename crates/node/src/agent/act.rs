@@ -61,12 +61,9 @@ impl Agent {
     pub(super) async fn act(&mut self, action: NodeAction) {
         match action {
             NodeAction::Seal { timeline } => self.seal(timeline).await,
-            NodeAction::Fetch { election, source, until } => self.fetch(FetchOrder {
-                election,
-                winner: self.me.node_id,
-                source,
-                until,
-            }),
+            NodeAction::Fetch { election, source, until } => {
+                self.fetch(FetchOrder { election, winner: self.me.node_id, source, until })
+            }
             NodeAction::Rejoin { history } => self.rejoin(history),
             NodeAction::Open { history, safe_lsn } => self.open(history, safe_lsn),
             NodeAction::Follow { following, history: _ } => self.follow(following),
@@ -76,7 +73,9 @@ impl Agent {
                 self.stays_out = Some(why);
                 self.stop_following_first();
             }
-            NodeAction::ProposeClearDamage { generation, damage_epoch } => self.propose_clear_damage(generation, damage_epoch),
+            NodeAction::ProposeClearDamage { generation, damage_epoch } => {
+                self.propose_clear_damage(generation, damage_epoch)
+            }
             NodeAction::ClearDamage { damage_epoch } => self.clear_damage(damage_epoch),
         }
     }
@@ -189,7 +188,8 @@ impl Agent {
         };
         let (log, history, done) = (self.engine.clone(), self.cluster.timeline_history(), self.done_tx.clone());
         tokio::spawn(async move {
-            let outcome = fetch(Arc::new(log), config, history, cancel.clone()).await.map_err(|error| error.to_string());
+            let outcome =
+                fetch(Arc::new(log), config, history, cancel.clone()).await.map_err(|error| error.to_string());
             if outcome.is_err() {
                 tokio::select! {
                     () = cancel.cancelled() => {}

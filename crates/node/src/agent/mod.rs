@@ -32,7 +32,7 @@ use understudy_wal::files::Files;
 
 use crate::confirmer::Confirmer;
 use crate::identity::DataDirError;
-use crate::mesh::{MeshEvent, MeshHandles, Outgoing, Standing, Me, spawn_dialer};
+use crate::mesh::{Me, MeshEvent, MeshHandles, Outgoing, Standing, spawn_dialer};
 use crate::promises::{PromiseFile, Promises};
 use crate::services::Health;
 use crate::sync_list::SyncListTask;

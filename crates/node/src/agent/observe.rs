@@ -60,7 +60,9 @@ impl Agent {
 
     fn stream_state(&self) -> StreamState {
         self.follower.as_ref().map_or(StreamState::Startup, |follower| match follower.status.borrow().state {
-            understudy_replication::StreamState::Startup | understudy_replication::StreamState::Stopping => StreamState::Startup,
+            understudy_replication::StreamState::Startup | understudy_replication::StreamState::Stopping => {
+                StreamState::Startup
+            }
             understudy_replication::StreamState::Catchup => StreamState::Catchup,
             understudy_replication::StreamState::Streaming => StreamState::Streaming,
         })

@@ -130,7 +130,8 @@ impl Table {
     /// For people.
     pub fn seen(&self, now: Instant) -> BTreeMap<NodeId, NodeSeen> {
         let seen = |peer: &Peer| {
-            let heard_ms_ago = u64::try_from(now.saturating_duration_since(peer.heard_at?).as_millis()).unwrap_or(u64::MAX);
+            let heard_ms_ago =
+                u64::try_from(now.saturating_duration_since(peer.heard_at?).as_millis()).unwrap_or(u64::MAX);
             let problem = match &peer.link {
                 Some(Link::Up) | None => None,
                 Some(Link::Refused) => Some("connection refused: nobody listens at its address".to_owned()),
@@ -165,7 +166,8 @@ mod tests {
         assert!(!table(&[link(Link::Refused)]).is_refused(PEER), "it may just not have started yet");
         let lost = [link(Link::Up), MeshEvent::Opened { from: PEER }, link(Link::Refused)];
         assert!(!table(&lost).is_refused(PEER), "its own stream to us still stands");
-        let dead = [link(Link::Up), MeshEvent::Opened { from: PEER }, MeshEvent::Closed { from: PEER }, link(Link::Refused)];
+        let dead =
+            [link(Link::Up), MeshEvent::Opened { from: PEER }, MeshEvent::Closed { from: PEER }, link(Link::Refused)];
         assert!(table(&dead).is_refused(PEER));
         let silent = [link(Link::Up), link(Link::Down { why: "timed out".to_owned() })];
         assert!(!table(&silent).is_refused(PEER), "silence is no refusal");

@@ -78,7 +78,11 @@ impl Dialer {
             .keep_alive_timeout(Duration::from_secs(3))
             .keep_alive_while_idle(true);
         endpoint.connect().await.map_err(|error| {
-            if is_refused(&error) { Link::Refused } else { Link::Down { why: format!("cannot connect to {}: {error}", self.address) } }
+            if is_refused(&error) {
+                Link::Refused
+            } else {
+                Link::Down { why: format!("cannot connect to {}: {error}", self.address) }
+            }
         })
     }
 
@@ -158,7 +162,12 @@ impl Sender {
         let (round, timeline) = self.sent[at];
         self.sent.drain(..=at);
         // A full queue means that the confirmer has newer answers to work on: one that is dropped costs a round.
-        if self.handles.answers.try_send(Answer { from: self.peer, round, timeline, confirmed: reply.confirmed }).is_err() {
+        if self
+            .handles
+            .answers
+            .try_send(Answer { from: self.peer, round, timeline, confirmed: reply.confirmed })
+            .is_err()
+        {
             tracing::debug!(peer = %self.peer, round, "an answer was dropped");
         }
     }

@@ -58,7 +58,8 @@ fn check(standing: Standing, me: NodeId, beat: &Beat) -> Result<(), Status> {
 /// The answer to a beat: whether this node would still confirm its sender.
 fn answer(standing: Standing, handles: &MeshHandles, beat: &Beat) -> BeatReply {
     let asked = TimelineId::new(beat.confirm_timeline);
-    let confirmed = asked > TimelineId::NONE && standing.sealed <= asked && standing.voters_version == beat.voters_version;
+    let confirmed =
+        asked > TimelineId::NONE && standing.sealed <= asked && standing.voters_version == beat.voters_version;
     BeatReply {
         node_id: handles.me.node_id.get(),
         incarnation: handles.me.incarnation.get(),
@@ -94,7 +95,8 @@ async fn serve(handles: MeshHandles, mut beats: Streaming<Beat>, replies: mpsc::
         let fetch_order = beat.fetch_order.as_ref().map(convert::fetch_order_from_wire);
         match convert::report_from_wire(&beat, report) {
             Ok(report) => {
-                let event = MeshEvent::Report { from: sender, report: Box::new(report), fetch_order, at: Instant::now() };
+                let event =
+                    MeshEvent::Report { from: sender, report: Box::new(report), fetch_order, at: Instant::now() };
                 if handles.events.send(event).await.is_err() {
                     return;
                 }
@@ -158,7 +160,15 @@ mod tests {
     }
 
     fn beat(confirm_timeline: u32, voters_version: u64) -> Beat {
-        Beat { system_id: 5, node_id: 2, target_node_id: 1, round: 3, voters_version, confirm_timeline, ..Beat::default() }
+        Beat {
+            system_id: 5,
+            node_id: 2,
+            target_node_id: 1,
+            round: 3,
+            voters_version,
+            confirm_timeline,
+            ..Beat::default()
+        }
     }
 
     #[test]

@@ -141,9 +141,8 @@ fn status(view: &NodeView, confirmed_here: bool) -> v1::StatusResponse {
     let cluster = &view.cluster;
     let bootstrapped = cluster.generation.get() > 0;
     let primary = view.primary();
-    let primary_end = primary
-        .and_then(|(id, _, _)| view.nodes.get(&id))
-        .map_or(Lsn::INVALID, |seen| seen.report.wal_end.lsn);
+    let primary_end =
+        primary.and_then(|(id, _, _)| view.nodes.get(&id)).map_or(Lsn::INVALID, |seen| seen.report.wal_end.lsn);
     let reason = not_writable_reason(view, confirmed_here);
     v1::StatusResponse {
         system_id: if bootstrapped { cluster.system_id.to_string() } else { String::new() },

@@ -79,7 +79,12 @@ impl KvService {
         }
     }
 
-    async fn read_point(&self, asked: &str, consistency: v1::Consistency, deadline: Instant) -> Result<ReadPoint, RpcError> {
+    async fn read_point(
+        &self,
+        asked: &str,
+        consistency: v1::Consistency,
+        deadline: Instant,
+    ) -> Result<ReadPoint, RpcError> {
         match consistency {
             v1::Consistency::Eventual => {
                 let engine = self.engine(asked)?;
@@ -108,14 +113,18 @@ impl KvService {
     async fn commit_error(&self, error: CommitError, asked: &Asked, deadline: Instant) -> RpcError {
         match error {
             CommitError::NotPrimary => self.refuse("a commit"),
-            CommitError::PreconditionFailed { index, key } => match self.confirm("a commit", asked.timeline, deadline).await {
-                Ok(()) => {
-                    let required = asked.required.get(index).map_or("what was asked", String::as_str);
-                    RpcError::precondition_failed(&key, required, "something else")
+            CommitError::PreconditionFailed { index, key } => {
+                match self.confirm("a commit", asked.timeline, deadline).await {
+                    Ok(()) => {
+                        let required = asked.required.get(index).map_or("what was asked", String::as_str);
+                        RpcError::precondition_failed(&key, required, "something else")
+                    }
+                    Err(error) => error,
                 }
-                Err(error) => error,
-            },
-            CommitError::QueueFull { bytes_max, .. } => RpcError::queue_full(usize::try_from(bytes_max).unwrap_or(usize::MAX)),
+            }
+            CommitError::QueueFull { bytes_max, .. } => {
+                RpcError::queue_full(usize::try_from(bytes_max).unwrap_or(usize::MAX))
+            }
             CommitError::Invalid(error) => invalid(&error),
             error @ CommitError::NotDecided { .. } => RpcError::not_ready("a commit", &error.to_string()),
             CommitError::Unknown { position, why } => {
@@ -151,11 +160,18 @@ fn invalid(error: &InvalidCommit) -> RpcError {
     let small = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     match error {
         InvalidCommit::EmptyKey => RpcError::invalid_argument("a key is empty; a key has 1 byte to 16 KiB"),
-        InvalidCommit::KeyTooLong { bytes } => RpcError::limit_exceeded("a key", *bytes, limits::KEY_BYTES_MAX, "bytes"),
-        InvalidCommit::ValueTooLong { bytes } => RpcError::limit_exceeded("a value", *bytes, limits::VALUE_BYTES_MAX, "bytes"),
-        InvalidCommit::TooManyOperations { count } => {
-            RpcError::limit_exceeded("the commit", *count, limits::COMMIT_OPERATIONS_MAX, "operations and preconditions")
+        InvalidCommit::KeyTooLong { bytes } => {
+            RpcError::limit_exceeded("a key", *bytes, limits::KEY_BYTES_MAX, "bytes")
         }
+        InvalidCommit::ValueTooLong { bytes } => {
+            RpcError::limit_exceeded("a value", *bytes, limits::VALUE_BYTES_MAX, "bytes")
+        }
+        InvalidCommit::TooManyOperations { count } => RpcError::limit_exceeded(
+            "the commit",
+            *count,
+            limits::COMMIT_OPERATIONS_MAX,
+            "operations and preconditions",
+        ),
         InvalidCommit::TooLarge { bytes, bytes_max } => {
             RpcError::limit_exceeded("the commit", small(*bytes), small(*bytes_max), "bytes of keys and values")
         }
@@ -202,7 +218,9 @@ fn operation(operation: v1::Operation) -> Result<Op, RpcError> {
     match operation.operation {
         Some(v1::operation::Operation::Put(v1::Put { key, value })) => Ok(Op::Put { key, value }),
         Some(v1::operation::Operation::Delete(v1::Delete { key })) => Ok(Op::Delete { key }),
-        None => Err(RpcError::invalid_argument("an operation of the commit is neither put nor delete; set one of them")),
+        None => {
+            Err(RpcError::invalid_argument("an operation of the commit is neither put nor delete; set one of them"))
+        }
     }
 }
 
@@ -271,11 +289,7 @@ async fn pages(point: ReadPoint, request: v1::ScanRequest, out: mpsc::Sender<Res
         let entries: Vec<v1::Entry> = page
             .entries
             .into_iter()
-            .map(|entry| v1::Entry {
-                key: entry.key,
-                value: entry.value,
-                version: Some(entry.version.into()),
-            })
+            .map(|entry| v1::Entry { key: entry.key, value: entry.value, version: Some(entry.version.into()) })
             .collect();
         // An empty range still says at which position it is empty; a page without entries in between says nothing.
         let say = first || !entries.is_empty();
@@ -303,11 +317,9 @@ impl v1::kv_server::Kv for KvService {
         let found = blocking(move || engine.get(&key, at)).await?;
         let read_position = Some(point.position.into());
         let response = match found {
-            Some(found) => v1::GetResponse {
-                value: Some(found.value),
-                version: Some(found.version.into()),
-                read_position,
-            },
+            Some(found) => {
+                v1::GetResponse { value: Some(found.value), version: Some(found.version.into()), read_position }
+            }
             None => v1::GetResponse { value: None, version: None, read_position },
         };
         Ok(Response::new(response))
