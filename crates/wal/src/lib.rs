@@ -13,7 +13,8 @@
 //! keep one order, `append >= write >= flush`, and each is the end of a record.
 //!
 //! What this crate refuses to do: it never retries a failed write or fsync, never truncates below what it once
-//! reported as flushed unless it is told to by [`Wal::truncate`], and removes no segment that holds records of the
+//! reported as flushed unless it is told to by [`Wal::truncate`], and removes no
+//! segment that holds records of the chain (INV-RETAIN).
 //! chain.
 
 pub mod appender;
