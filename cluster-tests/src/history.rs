@@ -3,7 +3,7 @@
 //! Recorded by the workload, judged by the checker. Times are nanoseconds since the recording began, on one clock:
 //! all clients of a test live in one process.
 
-use understudy_types::{Position, TimelineHistory};
+use understudy_types::{Lsn, Position, TimelineHistory};
 
 /// Nanoseconds since the recording began.
 pub type Nanos = u64;
@@ -110,6 +110,12 @@ impl Write {
 }
 
 impl History {
+    /// The highest LSN that was acknowledged.
+    pub fn highest(&self) -> Lsn {
+        let acknowledged = self.writes.iter().filter_map(Write::acknowledgement);
+        acknowledged.map(|acknowledgement| acknowledgement.position.lsn).max().unwrap_or(Lsn::INVALID)
+    }
+
     /// Writes that were acknowledged.
     pub fn acknowledged(&self) -> usize {
         self.writes.iter().filter(|write| write.acknowledgement().is_some()).count()

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 use understudy_rpc::v1;
-use understudy_types::{Lsn, Position, TimelineId};
+use understudy_types::{Position, TimelineId};
 
 use crate::history::{Acknowledgement, Consistency, Expected, History, Nanos, Read, Write, WriteOutcome};
 use crate::node_client::{NodeClient, put_request, random_request_id, refusal};
@@ -31,8 +31,6 @@ pub struct Progress {
     pub reads: u64,
     /// Answered eventual reads.
     pub eventual_reads: u64,
-    /// The highest LSN that was acknowledged.
-    pub highest: Lsn,
 }
 
 impl Progress {
@@ -77,7 +75,6 @@ impl Recorder {
         if let Some(acknowledgement) = write.acknowledgement() {
             let (position, returned) = (acknowledgement.position, write.returned);
             self.progress.send_modify(|progress| {
-                progress.highest = progress.highest.max(position.lsn);
                 if !acknowledgement.already_done {
                     let first = Acknowledged { first: returned, last: returned, count: 0 };
                     let seen = progress.acknowledged.entry(position.timeline).or_insert(first);
@@ -168,6 +165,8 @@ pub async fn read(
 
 #[cfg(test)]
 mod tests {
+    use understudy_types::Lsn;
+
     use super::*;
 
     #[test]
@@ -190,7 +189,7 @@ mod tests {
         recorder.write(write(2, 30, 12, false));
         recorder.write(write(1, 15, 14, true));
         let progress = recorder.progress.borrow().clone();
-        assert_eq!((progress.commits(), progress.timeline(), progress.highest), (3, TimelineId::new(2), Lsn::new(30)));
+        assert_eq!((progress.commits(), progress.timeline()), (3, TimelineId::new(2)));
         assert_eq!(progress.acknowledged[&TimelineId::FIRST], Acknowledged { first: 5, last: 9, count: 2 });
     }
 }

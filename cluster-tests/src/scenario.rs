@@ -78,8 +78,8 @@ impl Scenario {
         cluster.wait_settled().await?;
         workload.wait_more(SOME, SOME, PATIENCE).await?;
         let (load, recorder) = (workload.load.clone(), workload.recorder.clone());
-        let highest = workload.progress().highest;
         let mut history = workload.stop().await?;
+        let highest = history.highest();
         let applied = caught_up(&cluster, highest).await?;
         let primary = cluster.wait_settled().await?;
         for key in load.keys() {

@@ -15,7 +15,6 @@
 //! What this crate refuses to do: it never retries a failed write or fsync, never truncates below what it once
 //! reported as flushed unless it is told to by [`Wal::truncate`], and removes no
 //! segment that holds records of the chain (INV-RETAIN).
-//! chain.
 
 pub mod appender;
 mod chain;
