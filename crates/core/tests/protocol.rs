@@ -284,6 +284,7 @@ fn seeds_that_need_every_rule_stay_quiet() {
 /// Whoever changes a rule searches longer: `UNDERSTUDY_SEEDS=10000 cargo test -p understudy-core --test protocol` takes
 /// minutes.
 #[test]
+#[allow(clippy::disallowed_methods, reason = "a test is started from outside; the core is not")]
 fn other_seeds_stay_quiet() {
     let seeds = std::env::var("UNDERSTUDY_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(20_u64);
     for mode in [SyncMode::Preferred, SyncMode::Required, SyncMode::Async] {
