@@ -10,6 +10,10 @@ use crate::cluster::Cluster;
 
 /// Holds the process ids of the servers, one a line.
 const PROCESSES: &str = "processes";
+/// Of a folder's name, before the demo's own process id.
+const PREFIX: &str = "run-";
+/// Stands in the command line of a running demo.
+const DEMO: &str = "understudy-demo";
 
 /// Makes an empty folder: `asked`, or one in the cache.
 ///
@@ -21,7 +25,7 @@ pub fn choose(asked: Option<&Path>) -> Result<PathBuf> {
         None => {
             let base = cache().join("understudy/demo");
             remove_old(&base);
-            base.join(format!("run-{}", std::process::id()))
+            base.join(format!("{PREFIX}{}", std::process::id()))
         }
     };
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -56,19 +60,24 @@ fn remove_old(base: &Path) {
     }
 }
 
-/// Whether a server that was started for this folder still runs: its command line names the folder.
+/// Whether the demo that made this folder still runs, or a server that it started: their command lines tell.
 fn is_in_use(dir: &Path) -> bool {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let demo = name.strip_prefix(PREFIX).is_some_and(|id| command_line(id).contains(DEMO));
     let processes = std::fs::read_to_string(dir.join(PROCESSES)).unwrap_or_default();
     let folder = dir.to_string_lossy();
-    processes.lines().any(|id| {
-        let command = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&command).contains(&*folder)
-    })
+    demo || processes.lines().any(|id| command_line(id).contains(&*folder))
+}
+
+/// Empty for a process that is gone.
+fn command_line(id: &str) -> String {
+    String::from_utf8_lossy(&std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default()).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -91,6 +100,11 @@ mod tests {
         let mut process = Command::new("sleep").arg0_of(&used).arg("60").spawn().expect("a process");
         std::fs::write(used.join(PROCESSES), format!("{}\n", process.id())).expect("written");
         std::fs::write(unused.join(PROCESSES), "4294967295\n").expect("written");
+        // For an instant after its start a process has no command line.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while command_line(&process.id().to_string()).is_empty() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
         remove_old(base.path());
         assert!(used.exists() && !unused.exists());
         process.kill().expect("killed");
