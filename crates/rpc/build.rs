@@ -7,7 +7,8 @@ use prost::Message;
 const FILES: [&str; 5] = ["kv", "cluster", "replication", "mesh", "raft"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    // Asked at run time: clones that share a target directory share this program too.
+    let root = Path::new(&std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     let paths: Vec<PathBuf> = FILES.iter().map(|file| root.join(format!("understudy/v1/{file}.proto"))).collect();
     println!("cargo:rerun-if-changed={}", root.display());
 

@@ -9,9 +9,11 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-/// The root of the workspace that this binary was built from.
+/// The root of the workspace that cargo runs this binary for. Asked at run time: two clones share a target directory, and the
+/// binary may have been built from the other one.
 pub fn workspace_root() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     manifest.ancestors().nth(2).expect("this crate stands two folders below the root").to_path_buf()
 }
 
