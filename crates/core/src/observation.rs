@@ -72,6 +72,8 @@ pub struct NodeReport {
     pub raft_leader: Option<NodeId>,
     /// The timeline that it was promoted to last and failed to open.
     pub failed_to_open: Option<TimelineId>,
+    /// The election for which it was told to fetch and could not, at least once.
+    pub could_not_fetch: Option<TimelineId>,
     /// Why it takes no part until somebody helps it; none when it does.
     pub stays_out: Option<String>,
     /// A standby: how far its stream is.

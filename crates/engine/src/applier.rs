@@ -73,13 +73,15 @@ impl Applier {
     }
 
     fn turn(&mut self) -> Result<Turn, EngineFailure> {
+        let mut reader = self.shared.reader();
+        let session = self.shared.session();
+        // Read under the lock: a truncation sets both back before it lets go of it. And after the session was looked up: what
+        // was flushed before a truncation says nothing to those who wait in the session that came after it.
         let flushed = *self.flushed.borrow_and_update();
-        if let Some(session) = self.shared.session() {
+        let safe = *self.safe.borrow_and_update();
+        if let Some(session) = session {
             session.flushed.release(flushed);
         }
-        let mut reader = self.shared.reader();
-        // Read under the lock: a truncation sets the safe LSN back before it lets go of it.
-        let safe = *self.safe.borrow_and_update();
         let Some(chunk) = reader.read(safe.min(flushed), BATCH_BYTES_MAX)? else { return Ok(Turn::Idle) };
         let visible = apply(&self.shared, &chunk)?;
         self.shared.publish_visible(visible);

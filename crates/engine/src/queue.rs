@@ -11,8 +11,9 @@ use crate::commit::{CommitError, Precondition};
 
 /// Commits in the queue, whatever their size.
 const QUEUE_COMMITS_MAX: usize = 65_536;
-/// What a queued commit costs beside its keys and values: a bound for its place in queue and index.
-const COMMIT_OVERHEAD_BYTES: u64 = 64;
+/// What a queued commit, and each of its operations and preconditions, costs beside its keys and values: a bound for its
+/// place in queue and index, and for the reads of one batch.
+const OVERHEAD_BYTES: u64 = 64;
 
 /// What the sequencer made of a commit.
 #[derive(Debug)]
@@ -46,7 +47,8 @@ pub(crate) struct Queued {
 
 impl Queued {
     fn charge(&self) -> u64 {
-        self.bytes + COMMIT_OVERHEAD_BYTES
+        let parts = 1 + self.record.ops.len() + self.preconditions.len();
+        self.bytes + OVERHEAD_BYTES * parts as u64
     }
 }
 

@@ -87,9 +87,11 @@ impl Sequencer {
                 // Whoever asked has gone: nothing was written for it.
                 continue;
             }
-            let answer = match &failure {
-                Some(_) => Err(CommitError::NotPrimary),
-                None => self.decide(record, &preconditions, visible, &mut bytes).unwrap_or_else(|error| {
+            // A seal waits for this batch: what is not laid out yet is not written any more.
+            let over = failure.is_some() || self.session.closed().is_some();
+            let answer = match over {
+                true => Err(CommitError::NotPrimary),
+                false => self.decide(record, &preconditions, visible, &mut bytes).unwrap_or_else(|error| {
                     failure = Some(EngineFailure::from(error));
                     Err(CommitError::NotDecided { why: UnknownReason::Failed })
                 }),

@@ -32,7 +32,8 @@ use crate::segment::{FORMAT_VERSION, u32_at, u64_at};
 
 const MAGIC: [u8; 8] = *b"USTDYWMK";
 const HEAD_BYTES: usize = 64;
-const SECTOR_BYTES: usize = 512;
+/// Of the header and of each slot: the largest that a device writes in one piece, so that a torn write takes one of them.
+const SECTOR_BYTES: usize = 4096;
 const SLOT_BYTES: usize = 24;
 const FILE_BYTES: usize = 3 * SECTOR_BYTES;
 

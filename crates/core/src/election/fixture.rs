@@ -74,6 +74,7 @@ pub fn report(number: u64, timeline: u32, lsn: u64) -> NodeReport {
         confirmed: true,
         raft_leader: None,
         failed_to_open: None,
+        could_not_fetch: None,
         stays_out: None,
         stream_state: StreamState::Streaming,
         generation: Generation::new(1),

@@ -73,6 +73,8 @@ pub enum NotWinner {
 pub enum Criterion {
     /// Those that did not fail to open last time.
     FailedToOpen,
+    /// Those that have everything, or did not fail to fetch what they lack: the winner is the one that can be had.
+    CouldNotFetch,
     /// The larger one.
     Priority,
     /// Those that are not the Raft leader: leadership stays off the primary.
@@ -84,7 +86,7 @@ pub enum Criterion {
 }
 
 /// The smallest is the best.
-type Key = (bool, Reverse<u32>, bool, Reverse<Lsn>, NodeId);
+type Key = (bool, bool, Reverse<u32>, bool, Reverse<Lsn>, NodeId);
 
 /// Ranks everybody by `reports`, which qualified.
 ///
@@ -106,7 +108,9 @@ pub fn rank(
                 let report = reports.get(node);
                 let failed = report.is_some_and(|report| report.failed_to_open == Some(state.timeline()));
                 let failed = failed && !state.history.is_empty();
-                let key = (failed, Reverse(member.failover_priority), *node == leader, Reverse(position), *node);
+                let stuck =
+                    source.is_some() && report.is_some_and(|report| report.could_not_fetch == Some(state.fence()));
+                let key = (failed, stuck, Reverse(member.failover_priority), *node == leader, Reverse(position), *node);
                 candidates.insert(key, (incarnation, source));
             }
             Err(why) => rejected.push((*node, why)),
@@ -118,9 +122,9 @@ pub fn rank(
         let unmet = vec![Unmet::Candidate { rejected }];
         return Err(Blocked { timeline: state.fence(), unmet, missing_nodes, safe_override: false });
     };
-    rejected.extend(candidates.keys().map(|key| (key.4, NotWinner::Outranked { by: criterion(&best, key) })));
+    rejected.extend(candidates.keys().map(|key| (key.5, NotWinner::Outranked { by: criterion(&best, key) })));
     rejected.sort_by_key(|(node, _)| *node);
-    Ok(Ranking { winner: best.4, incarnation, source, rejected })
+    Ok(Ranking { winner: best.5, incarnation, source, rejected })
 }
 
 /// Position, incarnation and source of a node that could be promoted.
@@ -171,9 +175,10 @@ fn candidate(
 fn criterion(best: &Key, other: &Key) -> Criterion {
     match () {
         () if best.0 != other.0 => Criterion::FailedToOpen,
-        () if best.1 != other.1 => Criterion::Priority,
-        () if best.2 != other.2 => Criterion::RaftLeader,
-        () if best.3 != other.3 => Criterion::Position,
+        () if best.1 != other.1 => Criterion::CouldNotFetch,
+        () if best.2 != other.2 => Criterion::Priority,
+        () if best.3 != other.3 => Criterion::RaftLeader,
+        () if best.4 != other.4 => Criterion::Position,
         () => Criterion::NodeId,
     }
 }
@@ -212,6 +217,7 @@ impl fmt::Display for Criterion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::FailedToOpen => "it failed to open the timeline that it was promoted to last",
+            Self::CouldNotFetch => "it could not fetch the WAL that it lacks",
             Self::Priority => "the winner has a larger failover_priority",
             Self::RaftLeader => "it is the Raft leader",
             Self::Position => "the winner has more WAL",

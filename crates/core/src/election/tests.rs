@@ -311,6 +311,20 @@ fn a_node_that_failed_to_open_last_time_comes_last() {
 }
 
 #[test]
+fn a_winner_that_could_not_fetch_gives_way_to_one_that_need_not() {
+    let scenario = three().member(2, |n2| n2.failover_priority = 900).sealed(2, 300).sealed(3, 500);
+    assert_eq!(scenario.decide(), "n2 fetches from n3 up to 500");
+    let stuck = scenario.clone().report(2, |report| report.could_not_fetch = Some(TimelineId::new(2)));
+    assert!(stuck.decide().starts_with("n3 opens"), "{}", stuck.decide());
+    assert_eq!(stuck.rejected(2), Some(NotWinner::Outranked { by: Criterion::CouldNotFetch }));
+    let of_another_election = scenario.clone().report(2, |report| report.could_not_fetch = Some(TimelineId::new(1)));
+    assert_eq!(of_another_election.decide(), "n2 fetches from n3 up to 500");
+    // Nobody else can be promoted: it tries again.
+    let alone = stuck.member(3, |n3| n3.failover_priority = 0);
+    assert_eq!(alone.decide(), "n2 fetches from n3 up to 500");
+}
+
+#[test]
 fn a_candidate_must_be_heard_by_a_majority_of_voters() {
     let scenario = Scenario::new(3).sealed(2, 500).sealed(3, 400).leader(3);
     assert!(scenario.decide().starts_with("n2 opens"));

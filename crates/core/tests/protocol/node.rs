@@ -203,6 +203,7 @@ impl Node {
             primary_refused: false,
             confirmed,
             raft_leader: None,
+            could_not_fetch: None,
             failed_to_open: self.failed_to_open,
             stays_out: self.stays_out.clone(),
             stream_state: StreamState::Streaming,

@@ -311,7 +311,10 @@ impl Agent {
                 self.busy = None;
                 match outcome {
                     Ok(end) => tracing::info!(%end, "fetched"),
-                    Err(why) => tracing::warn!(%why, "could not fetch the missing wal"),
+                    Err(why) => {
+                        tracing::warn!(%why, "could not fetch the missing wal");
+                        self.could_not_fetch = Some(self.cluster.fence());
+                    }
                 }
             }
         }

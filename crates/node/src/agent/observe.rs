@@ -93,6 +93,7 @@ impl Agent {
             confirmed: self.primary.as_ref().is_none_or(|primary| primary.is_confirmed(self.primary_timeout(), now)),
             raft_leader: self.leadership.leader,
             failed_to_open: self.failed_to_open,
+            could_not_fetch: self.could_not_fetch,
             stays_out: self.stays_out.clone(),
             stream_state: self.stream_state(),
             generation: self.cluster.generation,

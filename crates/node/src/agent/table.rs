@@ -59,6 +59,7 @@ pub fn differ_urgently(old: &NodeReport, new: &NodeReport) -> bool {
         || old.primary_refused != new.primary_refused
         || old.confirmed != new.confirmed
         || old.failed_to_open != new.failed_to_open
+        || old.could_not_fetch != new.could_not_fetch
         || old.stays_out != new.stays_out
         || old.raft_leader != new.raft_leader
         || (new.seal.is_some_and(|seal| seal.complete) && old.wal_end != new.wal_end)
