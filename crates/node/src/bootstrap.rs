@@ -81,11 +81,22 @@ pub async fn join_or_initialise(
     initial_cluster: &InitialCluster,
     say: impl Fn(&str),
 ) {
+    if initial_cluster.is_empty() {
+        let why = "this node is empty and was started without --initial-cluster: it makes no cluster, and waits to be found by one";
+        tracing::warn!(reason = why, "waiting to join a cluster");
+        say(why);
+    }
     let mut said = String::new();
     let mut states = control.state();
     loop {
         if states.borrow_and_update().state.system_id != SystemId::default() || !control.is_pristine() {
             return;
+        }
+        if initial_cluster.is_empty() {
+            if states.changed().await.is_err() {
+                return;
+            }
+            continue;
         }
         let answers = ask_all(initial_cluster).await.into_iter();
         let identities = answers.map(|(name, answer)| (name, answer.map(|answer| answer.identity))).collect();

@@ -100,6 +100,19 @@ pub enum ServerError {
         /// Of the cluster.
         system_id: SystemId,
     },
+    /// The cluster knows this node elsewhere.
+    #[error(
+        "the cluster knows node \"{name}\" at {known}, but this server advertises {given}: start it with --advertise {known}; if this \
+         data directory is a copy, do not start it: two nodes with one identity could both vote and confirm"
+    )]
+    OtherAddress {
+        /// `--name`.
+        name: String,
+        /// In the cluster state.
+        known: String,
+        /// `--advertise`.
+        given: String,
+    },
     /// The server ended by itself.
     #[error("the server stops: {0}")]
     Failed(String),
@@ -307,6 +320,7 @@ impl Server {
             Ok(Err(error)) => tracing::warn!(%error, "the grpc port ended badly"),
             Err(_) => tracing::warn!("connections did not end in time"),
         }
+        tracing::info!("stopped");
         outcome
     }
 
@@ -390,11 +404,18 @@ impl Server {
             () = &mut joining => known.await,
         }?;
         self.data_dir.join_cluster(&*self.files, cluster.system_id)?;
-        if !cluster.members.contains_key(&self.me.node_id) {
+        let Some(member) = cluster.members.get(&self.me.node_id) else {
             return Err(ServerError::NotAMember {
                 name: self.config.name.to_string(),
                 node_id: self.me.node_id,
                 system_id: cluster.system_id,
+            });
+        };
+        if member.address != self.config.advertise {
+            return Err(ServerError::OtherAddress {
+                name: self.config.name.to_string(),
+                known: member.address.clone(),
+                given: self.config.advertise.clone(),
             });
         }
         self.standing.send_modify(|standing| standing.system_id = cluster.system_id);
@@ -452,9 +473,9 @@ fn abort_on_panic() {
 }
 
 /// What failed for good, once something has.
-async fn first_failure<E: std::fmt::Display>(failure: &mut watch::Receiver<Option<Arc<E>>>) -> String {
+async fn first_failure<E: std::error::Error + 'static>(failure: &mut watch::Receiver<Option<Arc<E>>>) -> String {
     match failure.wait_for(Option::is_some).await {
-        Ok(found) => found.as_ref().map_or_else(String::new, ToString::to_string),
+        Ok(found) => found.as_ref().map_or_else(String::new, |error| with_causes(&**error)),
         Err(_) => std::future::pending().await,
     }
 }

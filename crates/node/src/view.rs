@@ -37,6 +37,8 @@ pub struct NodeSeen {
     pub heard_ms_ago: u64,
     /// Its own word.
     pub report: Arc<NodeReport>,
+    /// It was connected, and now nobody listens at its address: it is dead, however lately it was heard.
+    pub refused: bool,
     /// Why our stream to it does not stand; none when it does.
     pub problem: Option<String>,
 }

@@ -21,9 +21,9 @@ fn a_claim_survives_and_a_torn_one_leaves_the_one_before() {
     let reopened = Watermark::open(&directory).expect("there");
     assert_eq!(reopened.position(), position(1, start().advance(40)));
     // The fifth claim is the sixth of the file, in slot 1; a flipped bit stands for a torn write.
-    files.flip_bit(&directory.path.join("watermark"), 1024 + 9, 3);
+    files.flip_bit(&directory.path.join("watermark"), 2 * SECTOR_BYTES + 9, 3);
     assert_eq!(Watermark::open(&directory).expect("there").position(), position(1, start().advance(32)));
-    files.flip_bit(&directory.path.join("watermark"), 512 + 9, 3);
+    files.flip_bit(&directory.path.join("watermark"), SECTOR_BYTES + 9, 3);
     assert!(matches!(Watermark::open(&directory), Err(WalError::CorruptFile { .. })));
 }
 
@@ -33,7 +33,7 @@ fn a_lowered_claim_does_not_come_back() {
     let mut watermark = Watermark::open(&directory).expect("made");
     watermark.raise(position(1, start().advance(4000))).expect("raised");
     watermark.lower(position(1, start().advance(80))).expect("lowered");
-    for offset in [512, 1024] {
+    for offset in [SECTOR_BYTES, 2 * SECTOR_BYTES] {
         let torn = files.fork();
         torn.flip_bit(&directory.path.join("watermark"), offset, 0);
         let position_after = Watermark::open(&crate::tests::directory(&torn)).expect("there").position();

@@ -148,7 +148,7 @@ impl Agent {
 
     fn publish_view(&self, now: Instant, report: Arc<NodeReport>) {
         let mut nodes = self.table.seen(now);
-        nodes.insert(self.me.node_id, NodeSeen { heard_ms_ago: 0, report, problem: None });
+        nodes.insert(self.me.node_id, NodeSeen { heard_ms_ago: 0, refused: false, report, problem: None });
         self.view.send_replace(NodeView {
             me: self.me.node_id,
             cluster: Arc::clone(&self.cluster),

@@ -138,7 +138,12 @@ impl Table {
                 Some(Link::Refused) => Some("connection refused: nobody listens at its address".to_owned()),
                 Some(Link::Down { why }) => Some(why.clone()),
             };
-            Some(NodeSeen { heard_ms_ago, report: Arc::clone(peer.report.as_ref()?), problem })
+            Some(NodeSeen {
+                heard_ms_ago,
+                refused: peer.is_refused(),
+                report: Arc::clone(peer.report.as_ref()?),
+                problem,
+            })
         };
         self.peers.iter().filter_map(|(id, peer)| Some((*id, seen(peer)?))).collect()
     }

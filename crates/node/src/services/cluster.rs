@@ -42,7 +42,7 @@ fn role(view: &NodeView, id: NodeId, member: &Member, seen: Option<&NodeSeen>) -
 
 fn state(seen: Option<&NodeSeen>) -> &'static str {
     let Some(seen) = seen else { return "unreachable" };
-    if seen.heard_ms_ago > UNREACHABLE_MS {
+    if seen.refused || seen.heard_ms_ago > UNREACHABLE_MS {
         return "unreachable";
     }
     let report = &seen.report;
