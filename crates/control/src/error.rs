@@ -62,6 +62,12 @@ pub enum ControlError {
         /// As the library says it.
         why: String,
     },
+    /// Raft's membership was not changed, or is not known to be.
+    #[error("cannot change raft's members: {why}")]
+    Membership {
+        /// As the library says it.
+        why: String,
+    },
     /// The members of a new cluster were refused.
     #[error("cannot initialize the cluster: {why}")]
     Initialize {

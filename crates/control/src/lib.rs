@@ -27,6 +27,7 @@ mod error;
 mod handover;
 mod leadership;
 mod log_store;
+mod members;
 mod network;
 mod propose;
 mod service;

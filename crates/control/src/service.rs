@@ -47,13 +47,26 @@ impl RaftService {
         }
         Err(Status::failed_precondition(format!(
             "node {source} asked for node {target}, but {} is node {me} now; if node {target}'s data directory is \
-             gone, remove node {target} from the cluster and add node {me}",
+             gone, run: understudy members replace NAME, with the name of node {me}",
             self.core.address,
         )))
     }
 
+    /// A node that was replaced may still run somewhere: it must not disturb the others by standing for leadership.
+    fn check_source(&self, source: u64) -> Result<(), Status> {
+        let source = NodeId::new(source);
+        match self.core.applied.borrow().state.former_members.get(&source) {
+            None => Ok(()),
+            Some(name) => Err(Status::failed_precondition(format!(
+                "node {source} was {name} and has been replaced: stop it, and start it with an empty data directory to \
+                 use it again"
+            ))),
+        }
+    }
+
     fn check_envelope(&self, message: &RaftMessage) -> Result<(), Status> {
         self.check_target(message.source_node_id, message.target_node_id)?;
+        self.check_source(message.source_node_id)?;
         let theirs = SystemId::new(message.system_id);
         let mine = self.core.system_id();
         let none = SystemId::default();

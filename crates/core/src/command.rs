@@ -15,8 +15,13 @@
 //! | Promote | for the timeline of the open election, of an eligible member, with F <= S |
 //! | SetSync | by the present timeline's primary, while no election is open (INV-DURABLE) |
 //! | ClearDamage | while no election is open, of a node that is neither on the sync list nor the primary |
+//! | ReplaceMember | while no election is open and nobody is joining, of a node as for ClearDamage, by one that never was a member |
+//! | AddVoter | while no election is open, of the node that is joining and does not vote yet |
+//! | FinishJoin | while no election is open, of the node that is joining and votes |
+//! | RecordOutage | once for a timeline |
 
 mod apply;
+mod members;
 mod rejection;
 
 use std::collections::BTreeMap;
@@ -90,6 +95,44 @@ pub enum Command {
         node: NodeId,
         /// How often it was marked damaged.
         damage_epoch: u64,
+    },
+    /// The name of a node that lost its data directory goes to the node that came up in its place. The old one stops
+    /// voting with this; the new one votes from its AddVoter on.
+    ReplaceMember {
+        /// Planned against.
+        generation: Generation,
+        /// Whose data is gone.
+        old: NodeId,
+        /// Who came in its place.
+        new: NodeId,
+        /// Where it is reached.
+        address: String,
+        /// Its tag.
+        failover_priority: u32,
+        /// Its tag.
+        no_sync: bool,
+    },
+    /// The node that is joining votes from now on. Proposed by the Raft leader alone: see [`crate::membership`].
+    AddVoter {
+        /// Planned against.
+        generation: Generation,
+        /// Which.
+        node: NodeId,
+    },
+    /// The primary goes by the voters with the node that joined: the next change may come. Proposed by the Raft leader
+    /// alone: see [`crate::membership`].
+    FinishJoin {
+        /// Planned against.
+        generation: Generation,
+        /// Which.
+        node: NodeId,
+    },
+    /// How long writes were away before a timeline was opened. For people.
+    RecordOutage {
+        /// The timeline that was opened.
+        timeline: TimelineId,
+        /// From the last moment at which the primary before was known to be well to the first acknowledgement after.
+        outage_ms: u64,
     },
 }
 

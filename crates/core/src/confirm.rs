@@ -106,6 +106,14 @@ impl Confirmation {
         self.forget();
     }
 
+    /// The voters changed. What was confirmed by those that still vote stands: majorities of two voter sets in a row have
+    /// a node in common (see [`crate::membership`]).
+    pub fn set_voters(&mut self, voters: BTreeSet<NodeId>) {
+        self.confirmed.retain(|node, _| voters.contains(node));
+        self.voters = voters;
+        self.forget();
+    }
+
     /// This node sealed a newer timeline: from now on it does not confirm itself any more.
     pub fn seal(&mut self) {
         self.sealed = true;

@@ -10,11 +10,13 @@
 //! | [`plan`] | which command to propose next, or why none | the Raft leader |
 //! | [`reconcile`] | what a node does to get from the role it has to the role it is assigned | every node |
 //! | [`sync`] | the safe LSN, and how the sync-standby list changes | the primary |
+//! | [`membership`] | how a member that was replaced comes to vote | the Raft leader |
 //! | [`confirm`] | whether a majority confirms the primary | the primary |
 
 pub mod command;
 pub mod confirm;
 pub mod election;
+pub mod membership;
 pub mod observation;
 pub mod plan;
 pub mod reconcile;

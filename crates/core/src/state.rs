@@ -39,6 +39,21 @@ pub struct ClusterState {
     /// Per node, how often its WAL was marked damaged when it was last found to be off the sync list: an
     /// acknowledgement given under a smaller damage epoch does not put it back on.
     pub damage_epochs: BTreeMap<NodeId, u64>,
+    /// The generation at which the voters changed last; zero since the bootstrap. A voter confirms only a primary that
+    /// goes by the same one.
+    #[serde(default)]
+    pub voters_generation: Generation,
+    /// The member that becomes a voter as soon as that is safe, and until the primary goes by it (see
+    /// [`crate::membership`]); none most of the time. Meanwhile nobody else is replaced.
+    #[serde(default)]
+    pub joining: Option<NodeId>,
+    /// Nodes that were replaced, with the names they had: they never come back.
+    #[serde(default)]
+    pub former_members: BTreeMap<NodeId, NodeName>,
+    /// By timeline, for how long no commit could be acknowledged before it was opened, in milliseconds. For people only;
+    /// absent where nobody knows.
+    #[serde(default)]
+    pub outages_ms: BTreeMap<TimelineId, u64>,
 }
 
 /// A node of the cluster.
@@ -133,9 +148,10 @@ impl ClusterState {
         self.system_id != SystemId::default()
     }
 
-    /// What people call `node`: its name, or its id when it is not a member.
+    /// What people call `node`: its name, or its id when it never was a member.
     pub fn name_of(&self, node: NodeId) -> String {
-        self.members.get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string())
+        let name = self.members.get(&node).map(|member| &member.name).or_else(|| self.former_members.get(&node));
+        name.map_or_else(|| format!("node {node}"), ToString::to_string)
     }
 
     /// The present timeline; zero before the first promotion.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use understudy_types::{Generation, NodeId, SegmentSize, SyncMode, SystemId, TimelineId, TimelineSwitch, limits};
 
+use super::members::{add_voter, finish_join, record_outage, replace_member};
 use super::rejection::{StillCounted, SyncListBar};
 use super::{Command, Outcome, Rejection};
 use crate::state::{ClusterState, Election, HistoryEntry, Member, Settings, SyncList};
@@ -54,6 +55,20 @@ fn next_state(state: &ClusterState, command: &Command) -> Result<ClusterState, R
             check_generation(state, *generation)?;
             clear_damage(state, *node, *damage_epoch)
         }
+        Command::ReplaceMember { generation, old, new, address, failover_priority, no_sync } => {
+            check_generation(state, *generation)?;
+            let tags = (*failover_priority, *no_sync);
+            replace_member(state, *old, *new, address, tags)
+        }
+        Command::AddVoter { generation, node } => {
+            check_generation(state, *generation)?;
+            add_voter(state, *node)
+        }
+        Command::FinishJoin { generation, node } => {
+            check_generation(state, *generation)?;
+            finish_join(state, *node)
+        }
+        Command::RecordOutage { timeline, outage_ms } => record_outage(state, *timeline, *outage_ms),
     }
 }
 
@@ -65,11 +80,11 @@ fn check_generation(state: &ClusterState, planned: Generation) -> Result<(), Rej
     (planned == present).then_some(()).ok_or(Rejection::Stale { planned, present })
 }
 
-fn check_no_election(state: &ClusterState) -> Result<(), Rejection> {
+pub(super) fn check_no_election(state: &ClusterState) -> Result<(), Rejection> {
     state.election.as_ref().map_or(Ok(()), |open| Err(Rejection::ElectionOpen { election: open.timeline }))
 }
 
-fn member(state: &ClusterState, node: NodeId) -> Result<&Member, Rejection> {
+pub(super) fn member(state: &ClusterState, node: NodeId) -> Result<&Member, Rejection> {
     state.members.get(&node).ok_or(Rejection::NotAMember { node })
 }
 
@@ -187,18 +202,22 @@ fn check_sync_list(state: &ClusterState, sync: &SyncList, primary: NodeId) -> Re
 fn clear_damage(state: &ClusterState, node: NodeId, damage_epoch: u64) -> Result<ClusterState, Rejection> {
     check_no_election(state)?;
     let name = &member(state, node)?.name;
-    let still_counted = match () {
-        () if state.sync.members.contains(&node) => Some(StillCounted::OnTheSyncList),
-        () if state.primary().is_some_and(|primary| primary.node == node) => Some(StillCounted::AsThePrimary),
-        () => None,
-    };
-    if let Some(why) = still_counted {
+    if let Some(why) = still_counted(state, node) {
         return Err(Rejection::StillCounted { name: name.clone(), why });
     }
     let mut next = state.clone();
     let recorded = next.damage_epochs.entry(node).or_insert(0);
     *recorded = damage_epoch.max(*recorded);
     Ok(next)
+}
+
+/// Whether somebody counts on what `node` has.
+pub(super) fn still_counted(state: &ClusterState, node: NodeId) -> Option<StillCounted> {
+    match () {
+        () if state.sync.members.contains(&node) => Some(StillCounted::OnTheSyncList),
+        () if state.primary().is_some_and(|primary| primary.node == node) => Some(StillCounted::AsThePrimary),
+        () => None,
+    }
 }
 
 #[cfg(test)]

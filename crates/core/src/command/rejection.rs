@@ -127,6 +127,38 @@ pub enum Rejection {
         /// For people.
         why: StillCounted,
     },
+    /// A node that somebody counts on cannot be replaced.
+    #[error("{name} cannot be replaced while it is {why}")]
+    StillNeeded {
+        /// Of the node.
+        name: NodeName,
+        /// For people.
+        why: StillCounted,
+    },
+    /// Voters change one at a time.
+    #[error("{name} is joining; wait until it votes")]
+    Joining {
+        /// Of the node that joins.
+        name: NodeName,
+    },
+    /// An identity is used once.
+    #[error("node {node} is or was a member of the cluster already: start it with an empty data directory")]
+    NotANewNode {
+        /// By the command.
+        node: NodeId,
+    },
+    /// Only a joining node becomes a voter.
+    #[error("node {node} is not joining")]
+    NotJoining {
+        /// By the command.
+        node: NodeId,
+    },
+    /// An outage is recorded once, for a timeline of the history.
+    #[error("the outage before timeline {timeline} is recorded already, or there is no such timeline")]
+    NoOutageToRecord {
+        /// By the command.
+        timeline: TimelineId,
+    },
 }
 
 /// What keeps a node off the sync list.
