@@ -64,6 +64,9 @@ pub enum Command {
     Status,
     /// Show every timeline: who opened it, where, when and why
     History,
+    /// Change who belongs to the cluster
+    #[command(subcommand)]
+    Members(MembersCommand),
     /// Print the value of a key
     Get(GetArgs),
     /// Set a key
@@ -74,6 +77,21 @@ pub enum Command {
     Scan(ScanArgs),
     /// Load JSON lines or Debian control files, with many commits in flight
     Load(LoadArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MembersCommand {
+    /// Put a node that lost its data directory back into service: first start its server with an empty one
+    Replace(ReplaceArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ReplaceArgs {
+    /// Of the member
+    pub name: String,
+    /// Where the new node is reached, host:port; as before if not given
+    #[arg(long, value_name = "HOST:PORT")]
+    pub address: Option<String>,
 }
 
 #[derive(Debug, Args)]

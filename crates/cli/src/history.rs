@@ -38,7 +38,7 @@ fn table(history: &v1::HistoryResponse) -> String {
     if history.entries.is_empty() {
         return "no timeline has been opened yet\n".to_owned();
     }
-    let mut grid = Grid::new(&[">TIMELINE", ">FROM", "SWITCH LSN", "SAFE LSN", "PRIMARY", "TIME", "REASON"]);
+    let mut grid = Grid::new(&[">TIMELINE", ">FROM", "SWITCH LSN", "SAFE LSN", "PRIMARY", "TIME", ">OUTAGE", "REASON"]);
     for entry in &history.entries {
         grid.row(vec![
             entry.timeline.to_string(),
@@ -47,6 +47,7 @@ fn table(history: &v1::HistoryResponse) -> String {
             lsn_text(entry.safe_lsn),
             entry.node.clone(),
             time_text(entry.time_ms),
+            entry.outage_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
             entry.reason.clone(),
         ]);
     }
@@ -63,6 +64,8 @@ struct JsonTimeline<'a> {
     node_id: &'a str,
     reason: &'a str,
     time_ms: i64,
+    /// Null where nobody knows.
+    outage_ms: Option<u64>,
 }
 
 impl<'a> From<&'a v1::TimelineEntry> for JsonTimeline<'a> {
@@ -76,6 +79,7 @@ impl<'a> From<&'a v1::TimelineEntry> for JsonTimeline<'a> {
             node_id: &entry.node_id,
             reason: &entry.reason,
             time_ms: entry.time_ms,
+            outage_ms: entry.outage_ms,
         }
     }
 }
@@ -94,6 +98,7 @@ mod tests {
             node_id: "00000000000000aa".to_owned(),
             reason: reason.to_owned(),
             time_ms: 951_827_696_789,
+            outage_ms: (parent > 0).then_some(412),
         }
     }
 
@@ -103,9 +108,9 @@ mod tests {
             v1::HistoryResponse { entries: vec![entry(1, 0, "a", "first start"), entry(2, 1, "b", "a is gone")] };
         assert_eq!(
             table(&history),
-            "TIMELINE  FROM  SWITCH LSN  SAFE LSN    PRIMARY  TIME                      REASON\n       \
-             1     -  0/01000000  -           a        2000-02-29T12:34:56.789Z  first start\n       \
-             2     1  0/02000000  0/01000000  b        2000-02-29T12:34:56.789Z  a is gone\n"
+            "TIMELINE  FROM  SWITCH LSN  SAFE LSN    PRIMARY  TIME                      OUTAGE  REASON\n       \
+             1     -  0/01000000  -           a        2000-02-29T12:34:56.789Z       -  first start\n       \
+             2     1  0/02000000  0/01000000  b        2000-02-29T12:34:56.789Z  412 ms  a is gone\n"
         );
         assert!(table(&v1::HistoryResponse::default()).contains("no timeline"));
     }

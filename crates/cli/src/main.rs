@@ -8,6 +8,7 @@ mod exit;
 mod history;
 mod kv;
 mod load;
+mod members;
 mod output;
 mod server;
 mod status;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use understudy_client::{Client, Options};
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, MembersCommand};
 use crate::exit::Exit;
 
 #[tokio::main]
@@ -51,6 +52,7 @@ async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Server(args) => server::run(args).await,
         Command::Status => status::run(&connect().await?, output).await,
         Command::History => history::run(&connect().await?, output).await,
+        Command::Members(MembersCommand::Replace(args)) => members::replace(&connect().await?, output, args).await,
         Command::Get(args) => kv::get(&connect().await?, output, args).await,
         Command::Put(args) => kv::put(&connect().await?, output, args).await,
         Command::Delete(args) => kv::delete(&connect().await?, output, args).await,

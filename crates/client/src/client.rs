@@ -216,6 +216,32 @@ impl Client {
         .await
     }
 
+    /// Gives the name of a member that lost its data directory to the empty node that came up at its address, or at
+    /// `address`. Any node takes it: the given endpoints are asked one after the other, until one answers.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] when it cannot be done as things are; [`ClientError::Unavailable`] when nobody took it.
+    pub async fn replace_member(
+        &self,
+        name: impl Into<String>,
+        address: Option<String>,
+    ) -> Result<v1::ReplaceMemberResponse, ClientError> {
+        let request = v1::ReplaceMemberRequest { name: name.into(), address: address.unwrap_or_default() };
+        let mut why = String::new();
+        for endpoint in self.inner.locator.nodes.addresses() {
+            let mut cluster = self.inner.locator.nodes.cluster(&endpoint)?;
+            match timeout(self.inner.options.deadline, cluster.replace_member(request.clone())).await {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {
+                    return Err(ClientError::Invalid { message: status.message().to_owned() });
+                }
+                Ok(Err(status)) => why = format!("{endpoint}: {}", describe(&status)),
+                Err(_) => why = format!("{endpoint} has not answered"),
+            }
+        }
+        Err(ClientError::Unavailable { why })
+    }
+
     async fn bounded<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, String> {
         let limit = self.inner.options.attempt_timeout;
         match timeout(limit, call).await {

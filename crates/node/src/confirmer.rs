@@ -49,6 +49,7 @@ pub struct Claim {
 enum Order {
     Confirm { timeline: TimelineId, done: oneshot::Sender<Result<(), Unconfirmed>> },
     Claim(Option<Box<Claim>>),
+    SetVoters { voters: BTreeSet<NodeId>, done: oneshot::Sender<()> },
 }
 
 /// Handle of the confirmer's task.
@@ -94,6 +95,15 @@ impl Confirmer {
     /// From now on this node claims to be the primary, or no longer does.
     pub async fn claim(&self, claim: Option<Claim>) {
         if self.orders.send(Order::Claim(claim.map(Box::new))).await.is_err() {
+            tracing::debug!("the confirmer has stopped");
+        }
+    }
+
+    /// The voters changed; returns once majorities are counted among the new ones.
+    pub async fn set_voters(&self, voters: BTreeSet<NodeId>) {
+        let (done, taken) = oneshot::channel();
+        let sent = self.orders.send(Order::SetVoters { voters, done }).await;
+        if sent.is_err() || taken.await.is_err() {
             tracing::debug!("the confirmer has stopped");
         }
     }
@@ -193,6 +203,16 @@ impl Task {
                 self.advance();
             }
             Order::Claim(claim) => self.take(claim.map(|claim| *claim)),
+            Order::SetVoters { voters, done } => {
+                if let Some(primary) = &mut self.primary {
+                    primary.claim.voters.clone_from(&voters);
+                    primary.confirmation.set_voters(voters);
+                }
+                self.advance();
+                if done.send(()).is_err() {
+                    tracing::trace!("nobody waits for the voters to be taken in");
+                }
+            }
         }
     }
 

@@ -55,6 +55,8 @@ pub enum Done {
     HandedOver,
     /// Raft's answer to ClearDamage.
     DamageRecorded,
+    /// A step towards the wanted members has ended.
+    MembersChanged,
 }
 
 impl Agent {
@@ -282,6 +284,7 @@ impl Agent {
             Done::Proposed => self.leading.proposed(),
             Done::HandedOver => self.leading.handed_over(),
             Done::DamageRecorded => self.clearing_damage = false,
+            Done::MembersChanged => self.leading.is_changing_members = false,
             Done::Sealed { file, outcome } => {
                 self.busy = None;
                 self.promises = file.get();
@@ -353,7 +356,7 @@ impl Agent {
         self.confirmer
             .claim(Some(Claim {
                 timeline,
-                voters: self.leadership.voters.clone(),
+                voters: self.cluster.voters(),
                 primary_timeout: self.primary_timeout(),
                 engine: self.engine.clone(),
             }))

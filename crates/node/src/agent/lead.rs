@@ -21,6 +21,8 @@ pub struct Leading {
     since: Option<Instant>,
     proposing: bool,
     handing_over: bool,
+    /// A step towards the wanted members is under way.
+    pub is_changing_members: bool,
     /// What the winner of the open election is told.
     pub order: Option<FetchOrder>,
     /// What keeps the open election from ending.
@@ -54,7 +56,9 @@ impl Agent {
     /// Plans, if this node leads.
     pub(super) fn lead(&mut self) {
         let Some(since) = self.leading.since else { return };
-        let planned = plan(&self.cluster, &self.observations(since), self.now_ms());
+        let observations = self.observations(since);
+        self.lead_members(&observations);
+        let planned = plan(&self.cluster, &observations, self.now_ms());
         self.leading.order = planned.fetch_order;
         self.fetch_order = planned.fetch_order;
         let blocked = planned.blocked.as_ref().map(ToString::to_string);

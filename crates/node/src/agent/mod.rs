@@ -11,7 +11,9 @@
 
 mod act;
 mod lead;
+mod members;
 mod observe;
+mod outage;
 mod table;
 
 use std::collections::BTreeMap;
@@ -41,6 +43,7 @@ use crate::view::NodeView;
 
 use act::Done;
 use lead::Leading;
+use outage::Outage;
 use table::{Change, Table};
 
 /// How often the agent looks without being told: timeouts are noticed this late at most.
@@ -170,6 +173,7 @@ pub struct Agent {
     done: mpsc::Receiver<Done>,
     done_tx: mpsc::Sender<Done>,
     leading: Leading,
+    outage: Outage,
 
     /// Zero of the milliseconds that the core counts in.
     began: Instant,
@@ -201,6 +205,7 @@ impl Agent {
             me: parts.me,
             cluster,
             leading: Leading::since(leadership.i_am_leader.then_some(now)),
+            outage: Outage::default(),
             leadership,
             control: parts.control,
             engine: parts.engine,
@@ -248,7 +253,8 @@ impl Agent {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.publish_standing();
-        self.learn_state(&states.borrow_and_update().clone());
+        let applied = states.borrow_and_update().clone();
+        self.learn_state(&applied).await;
         loop {
             let step = tokio::select! {
                 () = stop.cancelled() => break,
@@ -259,7 +265,7 @@ impl Agent {
                 changed = states.changed() => {
                     changed.map_err(|_| AgentError::Raft)?;
                     let applied = states.borrow_and_update().clone();
-                    self.learn_state(&applied);
+                    self.learn_state(&applied).await;
                     true
                 }
                 changed = leadership.changed() => {
@@ -307,7 +313,7 @@ impl Agent {
         ordered || change == Change::Urgent
     }
 
-    fn learn_state(&mut self, applied: &Applied) {
+    async fn learn_state(&mut self, applied: &Applied) {
         let new = &applied.state;
         let moved = new.timeline() != self.cluster.timeline() || new.election != self.cluster.election;
         if moved {
@@ -315,8 +321,13 @@ impl Agent {
             self.fetch_order = None;
             self.leading.phase_changed();
             self.log_phase(new);
+            self.outage.phase_changed(new, self.primary_heard_at());
         }
+        let voters_moved = new.voters_generation != self.cluster.voters_generation;
         self.cluster = Arc::new(new.clone());
+        if voters_moved {
+            self.learn_voters().await;
+        }
         self.upstream.learn(new.timeline_history(), new.members.keys().copied().collect());
         if let Some(primary) = &self.primary {
             primary.sync.learn_state(&self.cluster);
@@ -345,10 +356,6 @@ impl Agent {
         }
         if now.leader != self.leadership.leader {
             self.fetch_order = None;
-        }
-        if now.voters_version != self.leadership.voters_version {
-            self.standing.send_modify(|standing| standing.voters_version = now.voters_version);
-            self.outgoing.send_modify(|outgoing| outgoing.voters_version = now.voters_version);
         }
         self.leadership = now;
     }
@@ -381,7 +388,7 @@ impl Agent {
     /// What this node answers beats by, from the promises on disk.
     fn publish_standing(&self) {
         let sealed = self.promises.sealed;
-        let voters_version = self.leadership.voters_version;
+        let voters_version = self.cluster.voters_generation.get();
         self.standing.send_modify(|standing| {
             standing.sealed = sealed;
             standing.voters_version = voters_version;
@@ -402,6 +409,7 @@ impl Agent {
             }
         }
         self.lead();
+        self.record_outage();
         self.say().await;
         Ok(())
     }

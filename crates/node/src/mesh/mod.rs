@@ -90,7 +90,7 @@ pub struct Outgoing {
     pub round: u64,
     /// The timeline that this node opened and wants confirmed; zero when it is not the primary.
     pub confirm_timeline: TimelineId,
-    /// The Raft membership that this node goes by.
+    /// The generation at which the voters changed last, as far as this node has applied.
     pub voters_version: u64,
     /// Grows with every new report.
     pub report_seq: u64,
@@ -107,7 +107,7 @@ pub struct Standing {
     pub system_id: SystemId,
     /// Nothing below this is confirmed.
     pub sealed: TimelineId,
-    /// The Raft membership that this node goes by.
+    /// The generation at which the voters changed last, as far as this node has applied.
     pub voters_version: u64,
 }
 

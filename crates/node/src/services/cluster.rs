@@ -2,12 +2,14 @@
 
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
+use understudy_control::Control;
 use understudy_core::observation::{NodeRole, StreamState};
 use understudy_core::state::{ClusterState, Member};
 use understudy_core::sync::{StandbyNames, SyncMethod};
 use understudy_rpc::v1;
 use understudy_types::{Lsn, NodeId};
 
+use super::members;
 use crate::confirmer::Confirmer;
 use crate::view::{NodeSeen, NodeView};
 
@@ -18,12 +20,13 @@ const UNREACHABLE_MS: u64 = 1_000;
 pub struct ClusterService {
     view: watch::Receiver<NodeView>,
     confirmer: Confirmer,
+    control: Control,
 }
 
 impl ClusterService {
-    /// Over what the agent publishes.
-    pub fn new(view: watch::Receiver<NodeView>, confirmer: Confirmer) -> Self {
-        Self { view, confirmer }
+    /// Over what the agent publishes. Changes go to Raft.
+    pub fn new(view: watch::Receiver<NodeView>, confirmer: Confirmer, control: Control) -> Self {
+        Self { view, confirmer, control }
     }
 }
 
@@ -95,6 +98,7 @@ fn member_status(view: &NodeView, id: NodeId, member: &Member, primary_end: Lsn)
         .to_owned(),
         failover_priority: member.failover_priority,
         no_sync: member.no_sync,
+        joining: view.cluster.joining == Some(id),
         problem: seen.map_or_else(|| "never heard".to_owned(), |seen| seen.problem.clone().unwrap_or_default()),
         ..v1::MemberStatus::default()
     };
@@ -182,10 +186,11 @@ fn history(cluster: &ClusterState) -> v1::HistoryResponse {
             parent: entry.switch.parent.get(),
             switch_lsn: entry.switch.switch_lsn.get(),
             safe_lsn: entry.safe_lsn.get(),
-            node: name_of(cluster, entry.node),
+            node: cluster.name_of(entry.node),
             node_id: entry.node.to_string(),
             reason: entry.reason.clone(),
             time_ms: entry.time_ms,
+            outage_ms: cluster.outages_ms.get(&entry.switch.timeline).copied(),
         })
         .collect();
     v1::HistoryResponse { entries }
@@ -200,5 +205,13 @@ impl v1::cluster_server::Cluster for ClusterService {
 
     async fn history(&self, _request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
         Ok(Response::new(history(&self.view.borrow().cluster)))
+    }
+
+    async fn replace_member(
+        &self,
+        request: Request<v1::ReplaceMemberRequest>,
+    ) -> Result<Response<v1::ReplaceMemberResponse>, Status> {
+        let answer = members::replace(&self.view, &self.control, request.into_inner()).await?;
+        Ok(Response::new(answer))
     }
 }

@@ -3,6 +3,7 @@
 mod cluster;
 mod health;
 mod kv;
+mod members;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -61,7 +62,7 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
     let stop = parts.stop.clone();
     let replication = ReplicationService::new(parts.upstream, parts.stop.clone());
     let kv = kv::KvService::new(parts.view.clone(), parts.confirmer.clone());
-    let cluster = cluster::ClusterService::new(parts.view, parts.confirmer);
+    let cluster = cluster::ClusterService::new(parts.view, parts.confirmer, parts.control.clone());
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

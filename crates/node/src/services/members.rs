@@ -1,0 +1,144 @@
+//! `Cluster.ReplaceMember`: a node whose data directory is gone gets its place back.
+//!
+//! The empty node that came up in its place has an identity of its own. What is checked here is what only the present can
+//! tell: who stands at the address, and that nobody runs under the old identity. What keeps the cluster safe is checked
+//! again where the command is carried out ([`understudy_core::command`]).
+
+use tokio::sync::watch;
+use understudy_control::Control;
+use understudy_core::command::{Command, Outcome, Rejection};
+use understudy_core::state::{ClusterState, Member};
+use understudy_rpc::error::RpcError;
+use understudy_rpc::v1;
+use understudy_types::{NodeId, NodeName};
+
+use crate::bootstrap::identify;
+use crate::config::check_address;
+use crate::view::NodeView;
+
+const ASKED: &str = "the replacement of a member";
+/// A node that was heard so lately runs, in milliseconds.
+const ALIVE_MS: u64 = 3_000;
+/// The state may move on between the plan and the command.
+const ATTEMPTS_MAX: usize = 5;
+
+/// Replaces the member, and returns once Raft has it. It votes a moment later, and gets its data by itself.
+///
+/// # Errors
+/// When there is no such member, when it is alive or counted on, or when no empty node answers at the address.
+pub async fn replace(
+    view: &watch::Receiver<NodeView>,
+    control: &Control,
+    request: v1::ReplaceMemberRequest,
+) -> Result<v1::ReplaceMemberResponse, RpcError> {
+    let mut stale = String::new();
+    for _ in 0..ATTEMPTS_MAX {
+        let (old, command) = plan(view, &request).await?;
+        let Command::ReplaceMember { new, .. } = &command else { unreachable!("the plan is a replacement") };
+        let new = *new;
+        match control.propose(command).await {
+            Ok(Outcome::Applied { generation }) => {
+                tracing::info!(name = %request.name, %old, %new, "a member was replaced");
+                let (old_node_id, new_node_id) = (old.to_string(), new.to_string());
+                return Ok(v1::ReplaceMemberResponse { old_node_id, new_node_id, generation: generation.get() });
+            }
+            Ok(Outcome::Rejected { reason: reason @ Rejection::Stale { .. } }) => {
+                stale = reason.to_string();
+                wait_for_another_state(view).await;
+            }
+            Ok(Outcome::Rejected { reason }) => return Err(RpcError::not_ready(ASKED, &reason.to_string())),
+            Err(error) => return Err(RpcError::not_ready(ASKED, &error.to_string())),
+        }
+    }
+    Err(RpcError::not_ready(ASKED, &format!("the cluster state changes too fast: {stale}")))
+}
+
+/// Until this node has applied more, or for a moment: the leader may be ahead of it.
+async fn wait_for_another_state(view: &watch::Receiver<NodeView>) {
+    let mut view = view.clone();
+    let generation = view.borrow_and_update().cluster.generation;
+    let moved = view.wait_for(|view| view.cluster.generation != generation);
+    if tokio::time::timeout(std::time::Duration::from_secs(1), moved).await.is_err() {
+        tracing::debug!("the cluster state has not moved");
+    }
+}
+
+fn invalid(message: String) -> RpcError {
+    RpcError::invalid_argument(message)
+}
+
+/// What is to be proposed, once everything that can be seen from here fits.
+async fn plan(
+    view: &watch::Receiver<NodeView>,
+    request: &v1::ReplaceMemberRequest,
+) -> Result<(NodeId, Command), RpcError> {
+    let name: NodeName = request.name.parse().map_err(|error| invalid(format!("\"{}\": {error}", request.name)))?;
+    let (cluster, old, member) = {
+        let view = view.borrow();
+        let (old, member) = find(&view.cluster, &name)?;
+        let heard_ms_ago = view.nodes.get(&old).filter(|_| old != view.me).map(|seen| seen.heard_ms_ago);
+        if old == view.me || heard_ms_ago.is_some_and(|ms| ms < ALIVE_MS) {
+            return Err(invalid(format!(
+                "{name} runs as node {old}: only a member whose data directory is gone is replaced; stop it, empty its data \
+                 directory, start it again, and ask another node"
+            )));
+        }
+        (view.cluster.clone(), old, member)
+    };
+    let address = if request.address.is_empty() { member.address.clone() } else { request.address.clone() };
+    check_address("the address of the new node", &address).map_err(|error| invalid(error.to_string()))?;
+    let Some(answer) = identify(&address).await else {
+        return Err(invalid(format!(
+            "nobody answers at {address}: start the server of {name} there first, with an empty data directory"
+        )));
+    };
+    check_answer(&cluster, &name, old, &member, &address, &answer)?;
+    let command = Command::ReplaceMember {
+        generation: cluster.generation,
+        old,
+        new: NodeId::new(answer.node_id),
+        address,
+        failover_priority: answer.failover_priority,
+        no_sync: answer.no_sync,
+    };
+    Ok((old, command))
+}
+
+fn find(cluster: &ClusterState, name: &NodeName) -> Result<(NodeId, Member), RpcError> {
+    let found = cluster.members.iter().find(|(_, member)| member.name == *name);
+    found.map(|(id, member)| (*id, member.clone())).ok_or_else(|| {
+        let names: Vec<String> = cluster.members.values().map(|member| member.name.to_string()).collect();
+        invalid(format!("{name} is not a member of the cluster; its members are {}", names.join(", ")))
+    })
+}
+
+/// Whether who answered can take the place.
+fn check_answer(
+    cluster: &ClusterState,
+    name: &NodeName,
+    old: NodeId,
+    member: &Member,
+    address: &str,
+    answer: &v1::IdentifyResponse,
+) -> Result<(), RpcError> {
+    let found = NodeId::new(answer.node_id);
+    let is_named = answer.name.parse::<NodeName>().is_ok_and(|given| given == *name);
+    let why = match () {
+        () if found == old => format!("it is still node {old}, with its data directory: there is nothing to replace"),
+        () if !is_named => format!("it is named {}: start it with --name {name}", answer.name),
+        () if answer.system_id != 0 || !answer.empty => {
+            "its data directory is not empty: empty it, and start it again".to_owned()
+        }
+        () if answer.witness != member.witness => "one of the two is a witness and the other is not".to_owned(),
+        () if cluster.segment_size.is_some_and(|size| size.get() != answer.segment_size) => format!(
+            "its WAL segments have {} bytes, the cluster's have {}: start it with the cluster's --wal-segment-size",
+            answer.segment_size,
+            cluster.segment_size.map_or(0, |size| size.get())
+        ),
+        () if answer.address != address => {
+            format!("it advertises {}: start it with --advertise {address}, or give that address", answer.address)
+        }
+        () => return Ok(()),
+    };
+    Err(invalid(format!("the node at {address} cannot take the place of {name}: {why}")))
+}
