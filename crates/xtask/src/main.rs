@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `cargo xtask demo` | installs what is missing, builds, and runs the failover demo on real data |
 //! | `cargo xtask test` | installs what is missing, builds, and runs every check and every test |
+//! | `cargo xtask image` | builds the container image `understudy:dev` |
 //! | `cargo xtask tidy` | checks the rules that no compiler checks: dependency edges, file sizes, links, invariants |
 //!
 //! This crate depends on nothing that needs a C++ compiler or libclang: it is what installs them. The demo itself
 //! therefore is a binary of its own (`understudy-demo` in `cluster-tests`), built once the prerequisites are there.
 
 mod cargo;
+mod image;
 mod prerequisites;
 mod tidy;
 
@@ -43,6 +45,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
     },
+    /// The container image of a server, understudy:dev, for docker/compose.yaml.
+    Image,
     /// Dependency edges, file sizes, links in the documentation, invariants in code and tests.
     Tidy,
 }
@@ -51,6 +55,7 @@ fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Task::Demo { options } => demo(&options),
         Task::Test { options } => test(&options),
+        Task::Image => image::build().map(|()| ExitCode::SUCCESS),
         Task::Tidy => tidy::run(&cargo::workspace_root()),
     }
 }
@@ -75,7 +80,26 @@ fn test(options: &[OsString]) -> Result<ExitCode> {
     cargo::run(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     cargo::run(["build", "--workspace", "--bins"])?;
     cargo::run(["test", "--workspace", "--doc"])?;
+    let grpcurl = prerequisites::grpcurl()?;
+    image_for_tests()?;
     // Last, so that its summary is the last thing on the screen.
     let mut nextest = cargo::command(["nextest", "run", "--workspace"]);
-    cargo::exit_code_of(nextest.args(options).env("UNDERSTUDY_BIN", cargo::binary("understudy")))
+    cargo::exit_code_of(
+        nextest.args(options).env("UNDERSTUDY_BIN", cargo::binary("understudy")).env("UNDERSTUDY_GRPCURL", grpcurl),
+    )
+}
+
+/// The image for the compose tests. Where there can be none they are skipped, loudly; not in continuous integration.
+fn image_for_tests() -> Result<()> {
+    match image::build() {
+        Err(error) if !is_ci() => {
+            eprintln!("xtask: tests with containers will be skipped: {error:#}");
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
+
+fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|set| set == "true")
 }

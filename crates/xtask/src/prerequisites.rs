@@ -4,12 +4,18 @@
 //! `cargo-nextest` and the toolchain's rustfmt and clippy. What is there is left alone. Packages are installed by
 //! `apt-get`, as root or through `sudo`; anywhere else the message says what to install.
 
+use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::cargo;
+use crate::{cargo, image};
+
+/// An engine that was started answers within a few seconds.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// For building the workspace: a C++ compiler and libclang.
 ///
@@ -40,6 +46,66 @@ pub fn for_testing() -> Result<()> {
         cargo::run(["install", "cargo-nextest", "--locked"])?;
     }
     Ok(())
+}
+
+/// For containers: docker, docker-compose, and an engine that answers. Where none does and this is root, one is started; it
+/// goes on afterwards.
+///
+/// # Errors
+/// When something is missing and cannot be installed, or no engine answers.
+pub fn for_containers() -> Result<()> {
+    let mut packages = Vec::new();
+    if !answers("docker", &["--version"]) || (image::check_engine().is_err() && !answers("dockerd", &["--version"])) {
+        packages.push("docker.io");
+    }
+    if !answers("docker-compose", &["version"]) {
+        packages.push("docker-compose");
+    }
+    if !packages.is_empty() {
+        install_packages(&packages)?;
+    }
+    if image::check_engine().is_ok() {
+        return Ok(());
+    }
+    ensure!(user_id()? == 0, "no container engine answers, and only root can start one: start dockerd");
+    let log = cargo::target_dir().join("dockerd.log");
+    let file = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
+    eprintln!("xtask: dockerd (its log: {})", log.display());
+    let mut engine = Command::new("dockerd");
+    // A group of its own: an interrupt of this task is not one of the engine.
+    engine.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+    engine.spawn().context("cannot start dockerd")?;
+    let began = Instant::now();
+    while let Err(error) = image::check_engine() {
+        ensure!(began.elapsed() < ENGINE_PATIENCE, "{error}; {} says why", log.display());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
+
+/// For a base image made from packages.
+///
+/// # Errors
+/// When debootstrap is missing and cannot be installed.
+pub fn for_debootstrap() -> Result<()> {
+    ensure!(user_id()? == 0, "no base image can be pulled, and only root can make one from Debian's packages");
+    if answers("debootstrap", &["--version"]) { Ok(()) } else { install_packages(&["debootstrap"]) }
+}
+
+/// A grpcurl, built if it is not there, for the lines that the documentation gives.
+///
+/// # Errors
+/// When it does not build.
+pub fn grpcurl() -> Result<PathBuf> {
+    let root = cargo::target_dir().join("tools");
+    let binary = root.join("bin/grpcurl");
+    if !binary.is_file() {
+        let mut install = cargo::command(["install", "grpcurl-rs", "--locked", "--quiet", "--root"]);
+        // Not among our own artifacts: it is built with a profile of its own, once.
+        install.arg(&root).env("CARGO_TARGET_DIR", root.join("target"));
+        cargo::checked(&mut install)?;
+    }
+    Ok(binary)
 }
 
 fn answers(program: &str, arguments: &[&str]) -> bool {
