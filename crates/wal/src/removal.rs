@@ -38,8 +38,8 @@ pub(crate) fn remove_before(shared: &Shared, floor: Lsn, spares_max: usize) -> R
     let keep = {
         let mut state = shared.lock();
         state.check_usable()?;
-        let last_byte = Lsn::new(state.watermark.min(state.flushed).get().saturating_sub(1));
-        let keep = size.segment_of(floor.min(last_byte));
+        let last_byte = Lsn::new(state.flushed.get().saturating_sub(1));
+        let keep = size.segment_of(floor.min(state.watermark).min(last_byte));
         state.first = state.first.max(size.start_of(keep));
         keep
     };

@@ -232,10 +232,10 @@ struct Expected {
 
 fn workload(files: &SimFiles, expected: &mut Expected) -> Result<(), crate::WalError> {
     let config = WalConfig { spare_segments: 1, ..config(WalConfig::RING_BYTES_MAX) };
-    let (wal, _) = Wal::open(Arc::new(files.clone()), config, Lsn::INVALID)?;
-    let mut log = Log::over(files.clone(), wal);
     let one = history(&[(1, start())]);
     expected.histories = vec![TimelineHistory::new(), one.clone()];
+    let (wal, _) = Wal::open(Arc::new(files.clone()), config, Lsn::INVALID)?;
+    let mut log = Log::over(files.clone(), wal);
     log.begin(&one)?;
     expected.histories = vec![one.clone()];
     let write = |log: &mut Log, expected: &mut Expected, count: u64| {
@@ -251,8 +251,10 @@ fn workload(files: &SimFiles, expected: &mut Expected) -> Result<(), crate::WalE
         expected.floor = expected.floor.max(floor);
         log.wal.remove_before(floor, spares_max)
     };
-    write(&mut log, expected, 9)?;
-    remove(&log, expected, boundary(2).advance(5000), 2)?;
+    write(&mut log, expected, 5)?;
+    let applied = log.end().lsn;
+    write(&mut log, expected, 4)?;
+    remove(&log, expected, applied, 2)?;
     write(&mut log, expected, 5)?;
     let fork = log.end().lsn;
     let two = history(&[(1, start()), (2, fork)]);
@@ -274,7 +276,7 @@ fn retained_whatever_is_needed_after_a_crash_at_any_operation() {
     let clean = SimFiles::new();
     workload(&clean, &mut Expected::default()).expect("no fault is planned");
     let operations = clean.operations();
-    for (fault, seeds) in [(Fault::Crash, 4), (Fault::Error, 2)] {
+    for (fault, seeds) in [(Fault::Crash, 3), (Fault::Error, 1)] {
         for operation in 0..operations {
             let files = SimFiles::new();
             files.plan(operation, fault);
