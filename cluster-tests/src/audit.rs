@@ -1,8 +1,9 @@
 //! Reads the WAL files themselves: what no answer of a server can gloss over.
 //!
 //! Below the safe LSN the segments of all nodes must be the same bytes (INV-BYTES), and along the chain of timelines
-//! no request id may stand in two commits. Every segment from the first on must be there (INV-RETAIN). Files of servers that run are read: what lies below the safe LSN does not
-//! change any more.
+//! no request id may stand in two commits. Every segment from the first that a node keeps must be there, and a node keeps what
+//! it ends with (INV-RETAIN); nodes may begin at different ones, because WAL is removed and seeded logs begin in the middle.
+//! Files of servers that run are read: what lies below the safe LSN does not change any more.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use understudy_rpc::v1::HistoryResponse;
 use understudy_types::{Lsn, RequestId, SegmentNo, SegmentSize, SystemId, TimelineHistory, TimelineId, TimelineSwitch};
-use understudy_wal::segment::SEGMENT_HEADER_BYTES;
+use understudy_wal::segment::{SEGMENT_HEADER_BYTES, parse_segment_file_name};
 use understudy_wal::{Decoder, Record};
 
 /// What is audited.
@@ -48,7 +49,7 @@ impl Findings {
 }
 
 impl Log {
-    /// Audits the WAL folders of all nodes, by name; the commits are read from the first.
+    /// Audits the WAL folders of all nodes, by name; the commits of a segment are read from the first that has it.
     ///
     /// # Errors
     /// When a file cannot be read, or holds something else than records.
@@ -56,10 +57,16 @@ impl Log {
         let decoder = Decoder::new(self.system_id, self.segment_size, &self.timelines);
         let mut findings = Findings::default();
         let mut seen: HashMap<RequestId, Lsn> = HashMap::new();
-        let mut segment = SegmentNo::FIRST;
+        let begins = folders.iter().map(|(name, folder)| {
+            let first = self.first_kept(folder).with_context(|| format!("WAL of {name}"))?;
+            Ok((name, folder, first))
+        });
+        let begins: Vec<(&String, &PathBuf, SegmentNo)> = begins.collect::<Result<_>>()?;
+        let mut segment = begins.iter().map(|(_, _, first)| *first).min().unwrap_or(SegmentNo::FIRST);
         while self.segment_size.start_of(segment) < self.upto {
-            let copies = folders.iter().map(|(name, folder)| {
-                Ok((name, self.read(folder, segment).with_context(|| format!("WAL of {name}"))?))
+            let having = begins.iter().filter(|(_, _, first)| *first <= segment);
+            let copies = having.map(|(name, folder, _)| {
+                Ok((*name, self.read(folder, segment).with_context(|| format!("WAL of {name}"))?))
             });
             let copies: Vec<(&String, Bytes)> = copies.collect::<Result<_>>()?;
             let Some(((first, bytes), others)) = copies.split_first() else { break };
@@ -71,7 +78,7 @@ impl Log {
                         .push(format!("{} differs between {first} and {name} at {lsn}", self.file_name(segment)));
                 }
             }
-            findings.segments += 1;
+            findings.segments += u64::from(copies.len() == folders.len());
             self.count(&decoder, segment, bytes, &mut seen, &mut findings)?;
             segment = segment.next();
         }
@@ -102,6 +109,17 @@ impl Log {
             }
         }
         Ok(())
+    }
+
+    /// The first segment that a node has a file of, on whatever timeline.
+    fn first_kept(&self, folder: &Path) -> Result<SegmentNo> {
+        let mut first: Option<SegmentNo> = None;
+        for entry in std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+            let name = entry.with_context(|| format!("cannot list {}", folder.display()))?.file_name();
+            let parsed = parse_segment_file_name(&name.to_string_lossy(), self.segment_size);
+            first = parsed.map(|(_, segment)| segment).into_iter().chain(first).min();
+        }
+        first.with_context(|| format!("{} has no segment", folder.display()))
     }
 
     /// What a node's file of the segment holds below the end.
@@ -238,11 +256,27 @@ mod tests {
 
     #[test]
     fn retained_a_segment_that_is_gone_is_an_error() {
-        // INV-RETAIN: every segment from the first on is read on every node.
-        let (_dirs, folders, log) = folders(2, &[1, 2, 3]);
-        std::fs::remove_file(folders[1].1.join(log.file_name(SegmentNo::FIRST))).expect("removed");
+        // INV-RETAIN: every segment from the first that a node keeps is read.
+        let (_dirs, folders, log) = folders(2, &[1, 2, 3, 4, 5]);
+        let second = log.file_name(SegmentNo::new(2));
+        std::fs::remove_file(folders[1].1.join(&second)).expect("removed");
         let error = format!("{:#}", log.audit(&folders).expect_err("a segment is missing"));
-        assert!(error.contains("n1") && error.contains(&log.file_name(SegmentNo::FIRST)), "{error}");
+        assert!(error.contains("n1") && error.contains(&second), "{error}");
+        // Nor may the one that the log ends in be gone.
+        std::fs::remove_file(folders[0].1.join(log.file_name(SegmentNo::new(3)))).expect("removed");
+        assert!(log.audit(&folders[..1]).is_err());
+    }
+
+    #[test]
+    fn nodes_may_begin_at_different_segments() {
+        let (_dirs, folders, log) = folders(3, &[1, 2, 3, 4, 5]);
+        std::fs::remove_file(folders[0].1.join(log.file_name(SegmentNo::FIRST))).expect("removed");
+        for segment in [1, 2] {
+            std::fs::remove_file(folders[1].1.join(log.file_name(SegmentNo::new(segment)))).expect("removed");
+        }
+        let findings = log.audit(&folders).expect("readable");
+        assert_eq!((findings.commits, findings.segments), (5, 1), "what one node alone has is read, and not compared");
+        assert!(findings.identical(), "{findings:?}");
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub struct TestUpstream {
     sealed: Mutex<TimelineId>,
     history: Mutex<TimelineHistory>,
     connections: watch::Sender<BTreeMap<u64, Connection>>,
+    on_connected: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl TestUpstream {
@@ -60,7 +61,13 @@ impl TestUpstream {
             sealed: Mutex::new(sealed),
             history: Mutex::new(history.clone()),
             connections: watch::Sender::new(BTreeMap::new()),
+            on_connected: Mutex::new(None),
         })
+    }
+
+    /// Done once, when the next standby was taken on and nothing was read for it yet.
+    pub fn when_connected(&self, action: impl FnOnce() + Send + 'static) {
+        *self.on_connected.lock().expect("unpoisoned") = Some(Box::new(action));
     }
 
     pub fn forget_source(&self) {
@@ -126,6 +133,9 @@ impl UpstreamHooks for TestUpstream {
     }
 
     fn connected(&self, standby: StandbyInfo) -> Option<ConnectionId> {
+        if let Some(action) = self.on_connected.lock().expect("unpoisoned").take() {
+            action();
+        }
         let connection =
             Connection { standby, state: StreamState::Startup, acked: AckPosition::default(), connected: true };
         let mut id = 0;
