@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use understudy_types::{Lsn, Position, RequestId, SystemId, TimelineId};
+use understudy_wal::GcHorizon;
 use understudy_wal::record::Op;
 
 /// A commit record of the log, ready to be applied.
@@ -159,6 +160,15 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// The store's own thread could not be started.
+    #[error("store {path}: cannot start its thread")]
+    Thread {
+        /// Where the store lies.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// Commits were handed over that do not continue the applied position in the order of their LSNs.
     #[error("cannot apply a commit that ends at {lsn} and move to {to}: the store has applied up to {applied}")]
     OutOfOrder {
@@ -189,6 +199,16 @@ pub fn check_order(applied: Position, commits: &[AppliedCommit], to: Position) -
     Ok(())
 }
 
+/// A horizon that was applied at `applied`, on top of the `present` one.
+pub(crate) fn raised(present: GcHorizon, to: GcHorizon, applied: Position) -> GcHorizon {
+    // No primary gives up what nobody has seen. If one did, the present state would still be read.
+    let bounded = GcHorizon {
+        versions_below: to.versions_below.min(applied.lsn),
+        requests_below: to.requests_below.min(applied.lsn),
+    };
+    present.max(bounded)
+}
+
 /// Versions of keys, request ids and the applied position.
 pub trait Store: Send + Sync + 'static {
     /// Up to where the log has been applied; the default position when nothing was. What lies above
@@ -208,6 +228,17 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::OutOfOrder`]; or the store failed, and must not be used any more.
     fn apply(&self, commits: &[AppliedCommit], applied: Position) -> Result<(), StoreError>;
 
+    /// Applies a horizon record, which ends at `applied`: gives up what lies below it, durable in one with the applied
+    /// position. The horizon never goes back, and never beyond `applied`.
+    ///
+    /// # Errors
+    /// As of [`Store::apply`].
+    fn raise_horizon(&self, horizon: GcHorizon, applied: Position) -> Result<(), StoreError>;
+
+    /// What has been given up. A read below `versions_below` may miss versions at any moment: whoever reads compares after
+    /// the read. At or above it reads are whole.
+    fn horizon(&self) -> GcHorizon;
+
     /// The value of `key` as of `at`; none when it had none.
     ///
     /// # Errors
@@ -221,7 +252,8 @@ pub trait Store: Send + Sync + 'static {
     /// When it cannot be read.
     fn scan(&self, range: &KeyRange, at: Lsn, limit: PageLimit) -> Result<ScanPage, StoreError>;
 
-    /// The commit that was made under a request id; none when none was applied.
+    /// The commit that was made under a request id; none when none was applied, or the last one ends below the
+    /// horizon.
     ///
     /// # Errors
     /// When it cannot be read.

@@ -13,8 +13,8 @@ use understudy_engine::{
 use understudy_store::{AppliedCommit, KeyRange, MemoryStore, PageLimit, ScanPage, Store, StoreError, VersionedValue};
 use understudy_types::TimelineSwitch;
 use understudy_types::{DurabilityLevel, Lsn, Position, RequestId, SegmentSize, SystemId, TimelineHistory, TimelineId};
-use understudy_wal::Op;
 use understudy_wal::fakes::SimFiles;
+use understudy_wal::{GcHorizon, Op};
 
 pub const SYSTEM: SystemId = SystemId::new(7);
 pub const SIZE: SegmentSize = SegmentSize::MIN;
@@ -87,6 +87,15 @@ impl Store for WatchedStore {
     fn apply(&self, commits: &[AppliedCommit], applied: Position) -> Result<(), StoreError> {
         (self.before_apply)(applied);
         self.inner.apply(commits, applied)
+    }
+
+    fn raise_horizon(&self, horizon: GcHorizon, applied: Position) -> Result<(), StoreError> {
+        (self.before_apply)(applied);
+        self.inner.raise_horizon(horizon, applied)
+    }
+
+    fn horizon(&self) -> GcHorizon {
+        self.inner.horizon()
     }
 
     fn get(&self, key: &[u8], at: Lsn) -> Result<Option<VersionedValue>, StoreError> {

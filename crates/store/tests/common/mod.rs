@@ -3,6 +3,8 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code, reason = "shared by several test binaries")]
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -54,10 +56,20 @@ pub fn scan_all(store: &dyn Store, range: &KeyRange, at: Lsn, limit: PageLimit) 
 
 /// What a kill -9 leaves: RocksDB would flush when it is closed in order.
 pub fn copy_of_files(dir: &Path) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    loop {
+        let copy = tempfile::tempdir().unwrap();
+        let before = files(dir);
+        let copied = before.keys().all(|name| std::fs::copy(dir.join(name), copy.path().join(name)).is_ok());
+        // A kill is one moment: a copy beside a compaction must not be of two.
+        if copied && files(dir) == before {
+            return copy;
+        }
     }
-    copy
+}
+
+/// Names and sizes of what a store needs.
+fn files(dir: &Path) -> BTreeMap<OsString, u64> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let size = |entry: std::fs::DirEntry| Some((entry.file_name(), entry.metadata().ok()?.len()));
+    entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with("LOG")).filter_map(size).collect()
 }
