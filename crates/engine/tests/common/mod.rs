@@ -46,7 +46,15 @@ impl Disk {
 
     /// Calls `before_apply` with every position that the applier is about to move the store to.
     pub fn open_watched(&self, before_apply: impl Fn(Position) + Send + Sync + 'static) -> Engine {
-        let store = WatchedStore { inner: Arc::clone(&self.store), before_apply: Box::new(before_apply) };
+        let (inner, before_read) = (Arc::clone(&self.store), Box::new(|| ()));
+        let store = WatchedStore { inner, before_apply: Box::new(before_apply), before_read };
+        self.open_with(config(), Arc::new(store)).unwrap()
+    }
+
+    /// Calls `before_read` when the store is about to be read.
+    pub fn open_read_watched(&self, before_read: impl Fn() + Send + Sync + 'static) -> Engine {
+        let (inner, before_apply) = (Arc::clone(&self.store), Box::new(|_| ()));
+        let store = WatchedStore { inner, before_apply, before_read: Box::new(before_read) };
         self.open_with(config(), Arc::new(store)).unwrap()
     }
 
@@ -73,6 +81,7 @@ impl Disk {
 struct WatchedStore {
     inner: Arc<MemoryStore>,
     before_apply: Box<dyn Fn(Position) + Send + Sync>,
+    before_read: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Store for WatchedStore {
@@ -99,10 +108,12 @@ impl Store for WatchedStore {
     }
 
     fn get(&self, key: &[u8], at: Lsn) -> Result<Option<VersionedValue>, StoreError> {
+        (self.before_read)();
         self.inner.get(key, at)
     }
 
     fn scan(&self, range: &KeyRange, at: Lsn, limit: PageLimit) -> Result<ScanPage, StoreError> {
+        (self.before_read)();
         self.inner.scan(range, at, limit)
     }
 
