@@ -69,8 +69,8 @@ impl RocksConfig {
 
 /// A store on disk.
 pub struct RocksStore {
-    /// Before `db`: it ends first.
-    _sweeper: Sweeper,
+    /// There as soon as the store is open.
+    _sweeper: Option<Sweeper>,
     db: Arc<DB>,
     dir: PathBuf,
     collection: Arc<Collection>,
@@ -101,14 +101,15 @@ impl RocksStore {
         let db = DB::open_cf_descriptors(&options::database(config), &dir, families)
             .map_err(|source| StoreError::Rocks { path: dir.clone(), action: "be opened", source })?;
         let db = Arc::new(db);
-        let sweeper =
-            Sweeper::start(&db, &collection).map_err(|source| StoreError::Thread { path: dir.clone(), source })?;
-        let store = Self { _sweeper: sweeper, db, dir, collection, applied: Mutex::new(Position::default()) };
+        let mut store = Self { _sweeper: None, db, dir, collection, applied: Mutex::new(Position::default()) };
         store.check_format(config.system_id)?;
         store.collection.applied.raise(store.read_horizon(ReadTier::All)?);
         store.refresh_durable_horizon()?;
         let applied = store.read_applied(ReadTier::All)?;
         *store.applied_lock() = applied;
+        let sweeper = Sweeper::start(&store.db, &store.collection)
+            .map_err(|source| StoreError::Thread { path: store.dir.clone(), source })?;
+        store._sweeper = Some(sweeper);
         Ok(store)
     }
 

@@ -34,6 +34,7 @@ pub(super) struct Sweeper {
 }
 
 impl Sweeper {
+    /// Starts it for a store whose durable horizon is known.
     pub(super) fn start(db: &Arc<DB>, collection: &Arc<Collection>) -> std::io::Result<Self> {
         let (own_db, own) = (Arc::clone(db), Arc::clone(collection));
         let thread = std::thread::Builder::new().name("store-sweeper".to_owned()).spawn(move || run(&own_db, &own))?;
