@@ -14,6 +14,7 @@
 //! | `queue`, `sequencer`, `pending` | ordering commits | the sequencer thread of one timeline |
 //! | `applier` | what is safe becomes visible | the applier thread |
 //! | `checkpointer` | flushing the store, removing WAL | the checkpointer thread |
+//! | `gc` | how much of the past is kept | the sequencer thread |
 //! | `waiters` | commits that wait for a position | the applier releases them |
 //!
 //! On every node, in every role, the applier is the only one that writes the store, and it never goes beyond
@@ -30,6 +31,7 @@ mod commit;
 mod config;
 mod engine;
 mod error;
+mod gc;
 mod pending;
 mod queue;
 mod roles;
