@@ -9,8 +9,10 @@ mod history;
 mod kv;
 mod load;
 mod output;
+mod replication;
 mod server;
 mod status;
+mod sync;
 
 use std::process::ExitCode;
 
@@ -51,6 +53,8 @@ async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Server(args) => server::run(args).await,
         Command::Status => status::run(&connect().await?, output).await,
         Command::History => history::run(&connect().await?, output).await,
+        Command::Replication => replication::run(&connect().await?, output).await,
+        Command::Sync(args) => sync::run(&connect().await?, output, args).await,
         Command::Get(args) => kv::get(&connect().await?, output, args).await,
         Command::Put(args) => kv::put(&connect().await?, output, args).await,
         Command::Delete(args) => kv::delete(&connect().await?, output, args).await,

@@ -175,10 +175,10 @@ mod tests {
         let mut first = pin!(waiters.wait(Lsn::new(10), &one));
         let mut second = pin!(waiters.wait(Lsn::new(10), &other));
         assert!(poll(first.as_mut()).is_pending() && poll(second.as_mut()).is_pending());
-        assert_eq!(waiters.first(9).iter().map(|waiter| waiter.request_id).collect::<Vec<_>>(), [
-            one.request_id,
-            other.request_id
-        ]);
+        assert_eq!(
+            waiters.first(9).iter().map(|waiter| waiter.request_id).collect::<Vec<_>>(),
+            [one.request_id, other.request_id]
+        );
         assert_eq!(waiters.first(1).len(), 1);
         assert_eq!(waiters.cancel(CancelWaiting::Request(RequestId::new([3; 16]))), 0);
         assert_eq!(waiters.cancel(CancelWaiting::Request(RequestId::new([1; 16]))), 1);

@@ -186,11 +186,14 @@ async fn the_list_says_who_waits_and_for_what() {
     let first = engine.waiting();
     let mut told: Vec<_> = first.commits.iter().map(|it| (it.request_id, it.level, it.stage)).collect();
     told.sort_by_key(|(id, ..)| id.map(|id| *id.as_bytes()));
-    assert_eq!(told, [
-        (request(1), DurabilityLevel::RemoteWrite, WaitStage::RemoteWrite),
-        (request(2), DurabilityLevel::On, WaitStage::Visible),
-        (request(3), DurabilityLevel::RemoteApply, WaitStage::RemoteApply),
-    ]);
+    assert_eq!(
+        told,
+        [
+            (request(1), DurabilityLevel::RemoteWrite, WaitStage::RemoteWrite),
+            (request(2), DurabilityLevel::On, WaitStage::Visible),
+            (request(3), DurabilityLevel::RemoteApply, WaitStage::RemoteApply),
+        ]
+    );
     assert!(first.commits.is_sorted_by_key(|it| it.position.lsn));
     assert!(engine.waiting().oldest() > first.oldest() || first.oldest() > Duration::ZERO);
     // Unconfirmed: whoever has all that the level asks for waits for the majority.

@@ -105,7 +105,8 @@ impl LagTracker {
     fn lag_of(&self, head: &Head, now_us: u64) -> Option<u64> {
         let under_way = self.samples.get(self.samples.partition_point(|sample| sample.end <= head.acked));
         let waits_us = under_way.map(|sample| now_us.saturating_sub(sample.sent_us));
-        let took_us = head.last.filter(|(_, at_us)| now_us.saturating_sub(*at_us) < Self::IDLE_US).map(|(took, _)| took);
+        let took_us =
+            head.last.filter(|(_, at_us)| now_us.saturating_sub(*at_us) < Self::IDLE_US).map(|(took, _)| took);
         match (waits_us, took_us) {
             (Some(waits_us), Some(took_us)) => Some(waits_us.max(took_us)),
             (waits_us, took_us) => waits_us.or(took_us),

@@ -384,9 +384,8 @@ impl SyncManager {
     fn waits_of(&self, list: &SyncList) -> Vec<SyncWait> {
         let rule = SyncRule::from(list);
         let Believed { writes, flushes, .. } = self.standbys.believed();
-        let has = |positions: &BTreeMap<NodeId, Lsn>, node: NodeId| {
-            positions.get(&node).copied().unwrap_or(Lsn::INVALID)
-        };
+        let has =
+            |positions: &BTreeMap<NodeId, Lsn>, node: NodeId| positions.get(&node).copied().unwrap_or(Lsn::INVALID);
         let lacks = |positions, needs| {
             let behind = list.members.iter().map(move |node| (*node, has(positions, *node)));
             behind.filter(move |(_, at)| *at < needs)
