@@ -67,6 +67,10 @@ pub enum Command {
     /// Change who belongs to the cluster
     #[command(subcommand)]
     Members(MembersCommand),
+    /// Show every standby as the primary sees it: what was sent, written, flushed and applied, and how far behind it is
+    Replication,
+    /// Show who confirms commits, and what keeps the list from being the wanted one
+    Sync(SyncArgs),
     /// Print the value of a key
     Get(GetArgs),
     /// Set a key
@@ -92,6 +96,32 @@ pub struct ReplaceArgs {
     /// Where the new node is reached, host:port; as before if not given
     #[arg(long, value_name = "HOST:PORT")]
     pub address: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct SyncArgs {
+    #[command(subcommand)]
+    pub command: Option<SyncCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SyncCommand {
+    /// List the commits that wait to be acknowledged, the oldest first, and for whom
+    Waiting {
+        /// At most this many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// End waits: the outcome of these commits is then unknown to their clients, who learn it by the request id
+    #[command(group(clap::ArgGroup::new("which").required(true)))]
+    Cancel {
+        /// Of the commit with this request id
+        #[arg(long, value_name = "ID", group = "which")]
+        request_id: Option<RequestId>,
+        /// Of every commit that waits now
+        #[arg(long, group = "which")]
+        all: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -130,9 +160,9 @@ pub struct CommitArgs {
     /// Only if the value was written by this commit, as get and put print it: LSN@TIMELINE
     #[arg(long, value_name = "VERSION", value_parser = parse_position)]
     pub if_version: Option<Position>,
-    /// When it is acknowledged: off, local or on
-    #[arg(long, value_name = "LEVEL", default_value_t = DurabilityLevel::On)]
-    pub durability: DurabilityLevel,
+    /// When it is acknowledged: off, local, remote_write, on or remote_apply; the cluster's default if not given
+    #[arg(long, value_name = "LEVEL")]
+    pub durability: Option<DurabilityLevel>,
     /// Ask again about a commit whose outcome was unknown; everything else must be as it was then
     #[arg(long, value_name = "ID")]
     pub request_id: Option<RequestId>,
@@ -181,9 +211,9 @@ pub struct LoadArgs {
     /// Write one JSON line per acknowledged record to this file, as it is acknowledged
     #[arg(long, value_name = "PATH")]
     pub acks: Option<PathBuf>,
-    /// When a commit is acknowledged: off, local or on
-    #[arg(long, value_name = "LEVEL", default_value_t = DurabilityLevel::On)]
-    pub durability: DurabilityLevel,
+    /// When a commit is acknowledged: off, local, remote_write, on or remote_apply; the cluster's default if not given
+    #[arg(long, value_name = "LEVEL")]
+    pub durability: Option<DurabilityLevel>,
 }
 
 const LOAD_HELP: &str = "\
@@ -277,7 +307,9 @@ mod tests {
             ("understudy status --timeout 5", "30s"),
             ("understudy status --timeout 0s", "30s"),
             ("understudy status -o xml", "json"),
-            ("understudy put k v --durability max", "off, local or on"),
+            ("understudy put k v --durability max", "off, local, remote_write, on or remote_apply"),
+            ("understudy sync cancel", "--all"),
+            ("understudy sync cancel --all --request-id 00000000000000000000000000000001", "cannot be used"),
             ("understudy put k v --if-version 17", "LSN@TIMELINE"),
             ("understudy load x --in-flight 0", "1..=4096"),
             ("understudy load", "FILE"),

@@ -7,7 +7,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use understudy_client::{Client, Commit, CommitOutcome, Entry, Scan};
+use understudy_client::{Client, ClientError, Commit, CommitOutcome, Entry, Scan};
 use understudy_rpc::convert::escape;
 use understudy_types::limits::VALUE_BYTES_MAX;
 
@@ -75,7 +75,10 @@ pub async fn delete(client: &Client, output: Output, args: DeleteArgs) -> anyhow
 }
 
 fn with(commit: Commit, key: Bytes, args: &CommitArgs) -> Commit {
-    let mut commit = commit.level(args.durability);
+    let mut commit = match args.durability {
+        Some(level) => commit.level(level),
+        None => commit,
+    };
     if let Some(version) = args.if_version {
         commit = commit.if_version(key, version);
     }
@@ -86,7 +89,15 @@ fn with(commit: Commit, key: Bytes, args: &CommitArgs) -> Commit {
 }
 
 async fn make(client: &Client, output: Output, commit: Commit) -> anyhow::Result<Exit> {
-    let outcome = client.commit(commit).await?;
+    let outcome = match client.commit(commit).await {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            if let (Output::Json, Some(told)) = (output, not_committed(&error)) {
+                print_json(&told)?;
+            }
+            return Err(error.into());
+        }
+    };
     match output {
         Output::Table => print(&committed_text(&outcome))?,
         Output::Json => print_json(&JsonCommit {
@@ -97,6 +108,23 @@ async fn make(client: &Client, output: Output, commit: Commit) -> anyhow::Result
         })?,
     }
     Ok(Exit::Done)
+}
+
+/// What a program wants to know of a commit that was decided against, or whose outcome is unknown. The words for people
+/// go to standard error as ever.
+fn not_committed(error: &ClientError) -> Option<Value> {
+    match error {
+        ClientError::Aborted { key, precondition, found, .. } => {
+            Some(json!({ "outcome": "aborted", "key": key, "required": precondition, "found": found }))
+        }
+        ClientError::Unknown { request_id, position, why } => Some(json!({
+            "outcome": "unknown",
+            "request_id": request_id.to_string(),
+            "position": position.map(JsonPosition::from),
+            "why": why,
+        })),
+        ClientError::Unavailable { .. } | ClientError::Invalid { .. } => None,
+    }
 }
 
 fn committed_text(outcome: &CommitOutcome) -> String {

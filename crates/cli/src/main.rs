@@ -10,8 +10,10 @@ mod kv;
 mod load;
 mod members;
 mod output;
+mod replication;
 mod server;
 mod status;
+mod sync;
 
 use std::process::ExitCode;
 
@@ -53,6 +55,8 @@ async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status => status::run(&connect().await?, output).await,
         Command::History => history::run(&connect().await?, output).await,
         Command::Members(MembersCommand::Replace(args)) => members::replace(&connect().await?, output, args).await,
+        Command::Replication => replication::run(&connect().await?, output).await,
+        Command::Sync(args) => sync::run(&connect().await?, output, args).await,
         Command::Get(args) => kv::get(&connect().await?, output, args).await,
         Command::Put(args) => kv::put(&connect().await?, output, args).await,
         Command::Delete(args) => kv::delete(&connect().await?, output, args).await,

@@ -94,6 +94,11 @@ fn header(status: &v1::StatusResponse) -> String {
     if let Some(sync) = &status.sync {
         lines.push(("sync", sync_line(sync)));
     }
+    if status.waiting_commits > 0 {
+        let (count, ms) = (status.waiting_commits, status.oldest_waiting_ms);
+        let noun = if count == 1 { "commit waits" } else { "commits wait" };
+        lines.push(("waiting", format!("{count} {noun}, the oldest for {ms} ms: {}", or_dash(&status.waiting_for))));
+    }
     if let Some(raft) = &status.raft {
         let leader = if raft.leader.is_empty() { "no leader".to_owned() } else { format!("leader {}", raft.leader) };
         lines.push(("raft", format!("{leader}, term {}, applied index {}", raft.term, raft.last_applied_index)));
@@ -156,9 +161,18 @@ struct JsonStatus<'a> {
     election: Option<JsonElection<'a>>,
     sync: Option<JsonSync<'a>>,
     raft: Option<JsonRaft<'a>>,
+    /// Null where the node that answers is not the primary.
+    waiting: Option<JsonWaiting<'a>>,
     members: Vec<JsonMember<'a>>,
     answered_by: &'a str,
     silent: &'a [Silent<'a>],
+}
+
+#[derive(Serialize)]
+struct JsonWaiting<'a> {
+    commits: u64,
+    oldest_ms: u64,
+    waits_for: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -240,6 +254,11 @@ impl<'a> JsonStatus<'a> {
             election,
             sync,
             raft,
+            waiting: (status.primary == status.answered_by).then(|| JsonWaiting {
+                commits: status.waiting_commits,
+                oldest_ms: status.oldest_waiting_ms,
+                waits_for: some(&status.waiting_for),
+            }),
             members: status.members.iter().map(JsonMember::from).collect(),
             answered_by: &status.answered_by,
             silent,

@@ -145,7 +145,7 @@ impl Client {
         }
     }
 
-    /// Sets `key` to `value` at level `on`.
+    /// Sets `key` to `value`.
     ///
     /// # Errors
     /// As [`Client::commit`].
@@ -153,7 +153,7 @@ impl Client {
         self.commit(Commit::new().put(key, value)).await
     }
 
-    /// Deletes `key` at level `on`, whether it is there or not.
+    /// Deletes `key`, whether it is there or not.
     ///
     /// # Errors
     /// As [`Client::commit`].
@@ -170,7 +170,7 @@ impl Client {
         commit.check()?;
         let request_id = commit.id();
         let deadline = commit.deadline_or(self.inner.options.deadline);
-        let request = commit.into_wire();
+        let request = commit.into_wire(self.inner.options.durability);
         let answer = self.at_primary(deadline, move |kv, left| commit_at(kv, request.clone(), left)).await;
         answer
             .map(|response| CommitOutcome::from_wire(response, request_id))
@@ -251,7 +251,15 @@ impl Client {
         }
     }
 
-    async fn at_primary<T, F>(&self, deadline: Duration, send: F) -> Result<T, Failure>
+    pub(crate) fn options(&self) -> &Options {
+        &self.inner.options
+    }
+
+    pub(crate) fn nodes(&self) -> &Nodes {
+        &self.inner.locator.nodes
+    }
+
+    pub(crate) async fn at_primary<T, F>(&self, deadline: Duration, send: F) -> Result<T, Failure>
     where
         F: Fn(KvClient<Channel>, Duration) -> BoxFuture<'static, Result<T, Status>>,
     {
@@ -301,7 +309,7 @@ fn get_request(key: Bytes, consistency: v1::Consistency) -> Result<v1::GetReques
     Ok(v1::GetRequest { key, consistency: consistency.into() })
 }
 
-fn within<T>(message: T, left: Duration) -> Request<T> {
+pub(crate) fn within<T>(message: T, left: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(left);
     request

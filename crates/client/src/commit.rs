@@ -23,7 +23,7 @@ use crate::route::Failure;
 pub struct Commit {
     operations: Vec<v1::Operation>,
     preconditions: Vec<v1::Precondition>,
-    level: DurabilityLevel,
+    level: Option<DurabilityLevel>,
     request_id: RequestId,
     deadline: Option<Duration>,
 }
@@ -35,12 +35,12 @@ impl Default for Commit {
 }
 
 impl Commit {
-    /// An empty commit at level `on`, with a request id drawn at random.
+    /// An empty commit, with a request id drawn at random.
     pub fn new() -> Self {
         Self {
             operations: Vec::new(),
             preconditions: Vec::new(),
-            level: DurabilityLevel::default(),
+            level: None,
             request_id: random_request_id(),
             deadline: None,
         }
@@ -85,9 +85,9 @@ impl Commit {
         self
     }
 
-    /// When it is acknowledged. `on` if not said.
+    /// When it is acknowledged. If not said: [`crate::Options::durability`], and without that the cluster's default.
     pub fn level(mut self, level: DurabilityLevel) -> Self {
-        self.level = level;
+        self.level = Some(level);
         self
     }
 
@@ -160,12 +160,22 @@ impl Commit {
         Ok(())
     }
 
-    pub(crate) fn into_wire(self) -> v1::CommitRequest {
+    /// Of its keys and values.
+    pub(crate) fn bytes(&self) -> usize {
+        let operations = self.operations.iter().map(|operation| match &operation.operation {
+            Some(operation::Operation::Put(put)) => put.key.len() + put.value.len(),
+            Some(operation::Operation::Delete(delete)) => delete.key.len(),
+            None => 0,
+        });
+        operations.sum()
+    }
+
+    pub(crate) fn into_wire(self, default_level: Option<DurabilityLevel>) -> v1::CommitRequest {
         v1::CommitRequest {
             request_id: Bytes::copy_from_slice(self.request_id.as_bytes()),
             operations: self.operations,
             preconditions: self.preconditions,
-            durability: v1::Durability::from(self.level).into(),
+            durability: self.level.or(default_level).map_or(v1::Durability::Unspecified, v1::Durability::from).into(),
         }
     }
 }
@@ -222,6 +232,7 @@ pub(crate) fn commit_error(failure: Failure, request_id: RequestId) -> ClientErr
         Some(error) if error.reason == Reason::PreconditionFailed => ClientError::Aborted {
             key: error.get("key").unwrap_or_default().to_owned(),
             precondition: error.get("required").unwrap_or_default().to_owned(),
+            found: error.get("found").unwrap_or_default().to_owned(),
             message: error.message,
         },
         Some(error) => ClientError::Invalid { message: error.message },
@@ -242,6 +253,15 @@ mod tests {
     #[test]
     fn two_commits_never_share_a_request_id() {
         assert_ne!(Commit::new().id(), Commit::new().id());
+    }
+
+    #[test]
+    fn a_level_is_the_commits_own_the_clients_or_the_clusters() {
+        let level = |commit: Commit, default| commit.put("k", "v").into_wire(default).durability();
+        let (on, apply) = (DurabilityLevel::On, DurabilityLevel::RemoteApply);
+        assert_eq!(level(Commit::new(), None), v1::Durability::Unspecified);
+        assert_eq!(level(Commit::new(), Some(apply)), v1::Durability::RemoteApply);
+        assert_eq!(level(Commit::new().level(on), Some(apply)), v1::Durability::On);
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub enum ClientError {
         key: String,
         /// What the commit required of it.
         precondition: String,
+        /// What was found instead: the version of the value, or that there is none.
+        found: String,
         /// The whole story.
         message: String,
     },

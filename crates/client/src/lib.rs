@@ -26,11 +26,15 @@
 //! |---|---|
 //! | `client` | the calls |
 //! | `commit`, `scan` | what is asked, and what comes back |
+//! | `batch` | many commits in one call |
+//! | `admin` | what the primary tells operators |
 //! | `nodes` | one multiplexed connection per node |
 //! | `locate` | one task that finds the primary |
 //! | `route` | one call: attempts, races, backoff, until the deadline |
 //! | `classify` | what a gRPC status means for the next attempt |
 
+mod admin;
+mod batch;
 mod classify;
 mod client;
 mod commit;

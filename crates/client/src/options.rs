@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use understudy_types::DurabilityLevel;
+
 /// Times and bounds of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -12,6 +14,8 @@ pub struct Options {
     pub attempt_timeout: Duration,
     /// How long making a connection may take.
     pub connect_timeout: Duration,
+    /// When commits are acknowledged that do not say it themselves; none for the cluster's default.
+    pub durability: Option<DurabilityLevel>,
 }
 
 impl Default for Options {
@@ -20,6 +24,7 @@ impl Default for Options {
             deadline: Duration::from_secs(30),
             attempt_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_millis(500),
+            durability: None,
         }
     }
 }

@@ -66,6 +66,9 @@ pub enum UnknownReason {
     /// The log or the store failed; the node exits.
     #[error("the node's disk failed")]
     Failed,
+    /// An administrator ended the wait.
+    #[error("an administrator ended the wait")]
+    Cancelled,
 }
 
 /// A commit breaks a limit that holds on every node.
@@ -121,6 +124,8 @@ pub enum CommitError {
         index: usize,
         /// Its key.
         key: Bytes,
+        /// The version of the value that the key has; none when it has no value.
+        found: Option<Position>,
     },
     /// Too much waits to be confirmed: try again later.
     #[error("{bytes} bytes of commits wait to be confirmed, at most {bytes_max} may: try again later")]

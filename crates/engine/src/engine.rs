@@ -1,27 +1,25 @@
-//! The handle of an engine: opening it, reading, committing, and what the rest of the node steers it by.
+//! The handle of an engine: opening it, reading, and what the rest of the node steers it by. For commits see `submit`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use understudy_store::{KeyRange, PageLimit, ScanPage, Store, VersionedValue};
-use understudy_types::{DurabilityLevel, Lsn, Position, TimelineHistory, TimelineId};
+use understudy_types::{Lsn, Position, TimelineHistory, TimelineId};
 use understudy_wal::{Files, Recovery, Wal, WalConfig};
 
 use crate::applier::Applier;
 use crate::checkpointer::{Checkpointer, Retention, RetentionSettings};
 use crate::clock::Clock;
-use crate::commit::{Commit, CommitError, Committed, UnknownReason};
+use crate::commit::UnknownReason;
 use crate::config::EngineConfig;
 use crate::error::{
     BeginTimelineError, EngineFailure, OpenError, OpenPrimaryError, ReadError, ReceiveError, RejoinError, RoleError,
     SealError, StopError,
 };
-use crate::queue::{Ordered, Queued, Refused};
 use crate::roles::{self, Rejoined, Role};
-use crate::session::Session;
 use crate::shared::Shared;
 use crate::threads;
 
@@ -104,7 +102,7 @@ impl Engine {
         Ok(())
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.owner.shared
     }
 
@@ -300,97 +298,6 @@ impl Engine {
         let visible = self.shared().visible_now();
         if at > visible.lsn { Err(ReadError::NotVisible { at, visible }) } else { Ok(()) }
     }
-
-    /// Commits, and returns when it is acknowledged at its level. Needs a Tokio runtime with time.
-    ///
-    /// Dropping the future is a cancel: the commit may or may not take effect.
-    ///
-    /// # Errors
-    /// See [`CommitError`]; only [`CommitError::Unknown`] may have taken effect.
-    pub async fn commit(&self, commit: Commit, deadline: tokio::time::Instant) -> Result<Committed, CommitError> {
-        let session = self.shared().session().ok_or(CommitError::NotPrimary)?;
-        let level = commit.level;
-        let answer = self.enqueue(&session, commit)?;
-        let ordered = match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(ordered)) => ordered?,
-            // The sequencer went without an answer.
-            Ok(Err(_)) => return Err(CommitError::Unknown { position: None, why: UnknownReason::Failed }),
-            Err(_) => return Err(CommitError::Unknown { position: None, why: UnknownReason::Deadline }),
-        };
-        match ordered {
-            Ordered::PreconditionFailed { error, basis } => match until(deadline, session.visible.wait(basis)).await {
-                Ok(()) => Err(error),
-                Err(why) => Err(CommitError::NotDecided { why }),
-            },
-            Ordered::Appended(position) => self.acknowledge(&session, position, false, level, deadline).await,
-            // Whatever the level: that it was done may be told only when it cannot be undone.
-            Ordered::AlreadyDone(position) => {
-                self.acknowledge(&session, position, true, DurabilityLevel::On, deadline).await
-            }
-        }
-    }
-
-    fn enqueue(
-        &self,
-        session: &Session,
-        commit: Commit,
-    ) -> Result<oneshot::Receiver<Result<Ordered, CommitError>>, CommitError> {
-        let config = &self.shared().config;
-        let bytes = commit.bytes();
-        let (record, preconditions) = commit.into_checked(config.segment_size)?;
-        let (reply, answer) = oneshot::channel();
-        let queued = Queued { record, preconditions, bytes, reply };
-        match session.queue.push(queued, self.shared().unconfirmed_bytes()) {
-            Ok(()) => Ok(answer),
-            Err(Refused::Closed) => Err(CommitError::NotPrimary),
-            Err(Refused::Full { bytes }) => Err(CommitError::QueueFull { bytes, bytes_max: config.queue_bytes_max }),
-        }
-    }
-
-    async fn acknowledge(
-        &self,
-        session: &Session,
-        position: Position,
-        already_done: bool,
-        level: DurabilityLevel,
-        deadline: tokio::time::Instant,
-    ) -> Result<Committed, CommitError> {
-        let reached = async {
-            match level {
-                DurabilityLevel::Off => {}
-                DurabilityLevel::Local => session.flushed.wait(position.lsn).await?,
-                DurabilityLevel::On => session.visible.wait(position.lsn).await?,
-            }
-            self.confirmed(session).await
-        };
-        match until(deadline, reached).await {
-            Ok(()) => Ok(Committed { position, already_done }),
-            Err(why) => Err(CommitError::Unknown { position: Some(position), why }),
-        }
-    }
-
-    /// Waits until a majority confirms this primary, at this very moment. The last thing before an
-    /// acknowledgement: the session is still open when it returns.
-    async fn confirmed(&self, session: &Session) -> Result<(), UnknownReason> {
-        let shared = self.shared();
-        let now = || shared.clock.monotonic();
-        if !shared.confirmed_until.borrow().is_some_and(|until| now() < until) {
-            let mut confirmed_until = shared.confirmed_until.subscribe();
-            tokio::select! {
-                // The sender lives as long as the engine.
-                _ = confirmed_until.wait_for(|until| until.is_some_and(|until| now() < until)) => {}
-                why = session.wait_closed() => return Err(why),
-            }
-        }
-        session.closed().map_or(Ok(()), Err)
-    }
-}
-
-async fn until(
-    deadline: tokio::time::Instant,
-    wait: impl Future<Output = Result<(), UnknownReason>>,
-) -> Result<(), UnknownReason> {
-    tokio::time::timeout_at(deadline, wait).await.unwrap_or(Err(UnknownReason::Deadline))
 }
 
 /// The store must be a replay of this log: up to a position that the log has, on a timeline that it is on.

@@ -15,7 +15,9 @@
 //! | `applier` | what is safe becomes visible | the applier thread |
 //! | `checkpointer` | flushing the store, removing WAL | the checkpointer thread |
 //! | `gc` | how much of the past is kept | the sequencer thread |
-//! | `waiters` | commits that wait for a position | the applier releases them |
+//! | `submit` | a commit from its call to its answer | whoever asked for it |
+//! | `waiters` | commits that wait for a position | the applier, or whoever moves the position, releases them |
+//! | `waiting` | who waits, for people; cancelling | the node's services |
 //!
 //! On every node, in every role, the applier is the only one that writes the store, and it never goes beyond
 //! the safe LSN or the node's own flush LSN: what a failover may still take back is in the WAL alone
@@ -38,8 +40,10 @@ mod roles;
 mod sequencer;
 mod session;
 mod shared;
+mod submit;
 mod threads;
 mod waiters;
+mod waiting;
 
 pub use checkpointer::{Retention, RetentionSettings};
 pub use clock::{Clock, SystemClock};
@@ -51,3 +55,4 @@ pub use error::{
     SealError, StopError,
 };
 pub use roles::{Rejoined, Role};
+pub use waiting::{CancelWaiting, WAITING_COMMITS_MAX, WaitStage, Waiting, WaitingCommit};

@@ -75,6 +75,21 @@ struct State {
     closed: bool,
 }
 
+impl State {
+    fn push(&mut self, commit: Queued, unconfirmed: u64, bytes_max: u64) -> Result<(), Refused> {
+        if self.closed {
+            return Err(Refused::Closed);
+        }
+        let bytes = self.bytes.saturating_add(unconfirmed).saturating_add(commit.charge());
+        if bytes > bytes_max || self.waiting.len() >= QUEUE_COMMITS_MAX {
+            return Err(Refused::Full { bytes });
+        }
+        self.bytes += commit.charge();
+        self.waiting.push_back(commit);
+        Ok(())
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct CommitQueue {
@@ -101,19 +116,18 @@ impl CommitQueue {
 
     /// Queues a commit, unless that makes more than the bound with the `unconfirmed` bytes of the log.
     pub(crate) fn push(&self, commit: Queued, unconfirmed: u64) -> Result<(), Refused> {
-        let mut state = self.lock();
-        if state.closed {
-            return Err(Refused::Closed);
-        }
-        let bytes = state.bytes.saturating_add(unconfirmed).saturating_add(commit.charge());
-        if bytes > self.bytes_max || state.waiting.len() >= QUEUE_COMMITS_MAX {
-            return Err(Refused::Full { bytes });
-        }
-        state.bytes += commit.charge();
-        state.waiting.push_back(commit);
-        drop(state);
+        self.lock().push(commit, unconfirmed, self.bytes_max)?;
         self.arrived.notify_one();
         Ok(())
+    }
+
+    /// Queues many, with nobody else's between them; says of each whether it was taken.
+    pub(crate) fn push_all(&self, commits: Vec<Queued>, unconfirmed: u64) -> Vec<Result<(), Refused>> {
+        let mut state = self.lock();
+        let taken = commits.into_iter().map(|commit| state.push(commit, unconfirmed, self.bytes_max)).collect();
+        drop(state);
+        self.arrived.notify_one();
+        taken
     }
 
     /// Waits for commits and takes up to `bytes_max` of them, at least one; an empty batch when none came for
@@ -185,6 +199,17 @@ mod tests {
         queue.settled(batch.charge());
         assert_eq!(queue.push(commit(400).0, 0), Ok(()));
         assert_eq!(queue.take(10_000).expect("open").commits.len(), 2);
+    }
+
+    #[test]
+    fn of_many_those_that_fit_are_taken_together() {
+        let queue = CommitQueue::new(1_000);
+        let full = Err(Refused::Full { bytes: 464 * 2 + 164 });
+        let many = [400, 400, 100, 1].map(|bytes| commit(bytes).0).into();
+        assert_eq!(queue.push_all(many, 0), [Ok(()), Ok(()), full, Ok(())]);
+        assert_eq!(queue.take(10_000).expect("open").commits.len(), 3);
+        queue.close();
+        assert_eq!(queue.push_all(vec![commit(1).0], 0), [Err(Refused::Closed)]);
     }
 
     #[test]

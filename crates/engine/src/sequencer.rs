@@ -155,7 +155,8 @@ impl Sequencer {
         for (index, precondition) in preconditions.iter().enumerate() {
             let latest = self.latest(&precondition.key, visible)?;
             if !holds(&precondition.condition, &latest) {
-                let error = CommitError::PreconditionFailed { index, key: precondition.key.clone() };
+                let found = latest.value.is_some().then_some(latest.version);
+                let error = CommitError::PreconditionFailed { index, key: precondition.key.clone(), found };
                 return Ok(Ok(Ordered::PreconditionFailed { error, basis: latest.basis }));
             }
         }

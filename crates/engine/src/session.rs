@@ -15,8 +15,15 @@ pub(crate) struct Session {
     pub queue: CommitQueue,
     /// Commits that wait for the local flush.
     pub flushed: LsnWaiters,
+    /// Commits that wait until the sync standbys have written them.
+    pub remote_write: LsnWaiters,
     /// Commits that wait for the safe LSN, and with it for the applier.
     pub visible: LsnWaiters,
+    /// Commits that wait until the sync standbys have applied them.
+    pub remote_apply: LsnWaiters,
+    /// Commits that have what their level asks for, while no majority confirms this primary. Never released: each looks
+    /// out for the confirmation itself.
+    pub unconfirmed: LsnWaiters,
     closed: watch::Sender<Option<UnknownReason>>,
 }
 
@@ -26,7 +33,10 @@ impl Session {
             timeline,
             queue: CommitQueue::new(queue_bytes_max),
             flushed: LsnWaiters::default(),
+            remote_write: LsnWaiters::default(),
             visible: LsnWaiters::default(),
+            remote_apply: LsnWaiters::default(),
+            unconfirmed: LsnWaiters::default(),
             closed: watch::Sender::new(None),
         }
     }
@@ -34,14 +44,6 @@ impl Session {
     /// Why it was closed; none while it is open.
     pub(crate) fn closed(&self) -> Option<UnknownReason> {
         *self.closed.borrow()
-    }
-
-    /// Waits until it is closed.
-    pub(crate) async fn wait_closed(&self) -> UnknownReason {
-        let mut closed = self.closed.subscribe();
-        // The sender lives as long as the session.
-        let why = closed.wait_for(Option::is_some).await.ok().and_then(|why| *why);
-        why.unwrap_or(UnknownReason::StepDown)
     }
 
     /// Ends it: queued commits are told that nothing was written, waiting ones that the outcome is unknown.
@@ -53,7 +55,8 @@ impl Session {
             first
         });
         self.queue.close();
-        self.flushed.close(why);
-        self.visible.close(why);
+        for waiters in [&self.flushed, &self.remote_write, &self.visible, &self.remote_apply, &self.unconfirmed] {
+            waiters.close(why);
+        }
     }
 }

@@ -3,6 +3,9 @@
 //! A waiter is woken once, when its own LSN is reached: whoever releases moves a whole prefix of an ordered
 //! map out and wakes exactly those. A waiter that gives up (deadline, cancelled call) takes itself out.
 //! Closing ends all waits, and every later one at once: nothing is acknowledged after a seal (INV-FENCED).
+//!
+//! The same map is the list of who waits (SYNC-9): each waiter says what it is, and a commit is in one map at a time. So
+//! the list costs a commit no lock of its own; whoever looks at it holds up the commits for as long as he copies.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,6 +14,7 @@ use tokio::sync::oneshot;
 use understudy_types::Lsn;
 
 use crate::commit::UnknownReason;
+use crate::waiting::{CancelWaiting, Waiter};
 
 type Outcome = Result<(), UnknownReason>;
 
@@ -21,7 +25,7 @@ struct State {
     closed: Option<UnknownReason>,
     /// A number for each, as several wait for one LSN.
     next_ticket: u64,
-    waiting: BTreeMap<(Lsn, u64), oneshot::Sender<Outcome>>,
+    waiting: BTreeMap<(Lsn, u64), (oneshot::Sender<Outcome>, Waiter)>,
 }
 
 /// Who waits for one of the log's positions.
@@ -48,7 +52,7 @@ impl LsnWaiters {
     }
 
     /// Waits until the position has reached `lsn`, or the waits are closed.
-    pub(crate) async fn wait(&self, lsn: Lsn) -> Outcome {
+    pub(crate) async fn wait(&self, lsn: Lsn, waiter: &Waiter) -> Outcome {
         let (receiver, _guard) = {
             let mut state = self.lock();
             if let Some(why) = state.closed {
@@ -60,7 +64,7 @@ impl LsnWaiters {
             let ticket = (lsn, state.next_ticket);
             state.next_ticket += 1;
             let (sender, receiver) = oneshot::channel();
-            state.waiting.insert(ticket, sender);
+            state.waiting.insert(ticket, (sender, *waiter));
             (receiver, Guard { waiters: self, ticket })
         };
         // A sender is dropped unused only together with the waiters.
@@ -78,7 +82,7 @@ impl LsnWaiters {
             let later = state.waiting.split_off(&(lsn, u64::MAX));
             std::mem::replace(&mut state.waiting, later)
         };
-        for sender in reached.into_values() {
+        for (sender, _) in reached.into_values() {
             // One that has just given up hears nothing.
             sender.send(Ok(())).ok();
         }
@@ -91,14 +95,32 @@ impl LsnWaiters {
             state.closed.get_or_insert(why);
             std::mem::take(&mut state.waiting)
         };
-        for sender in ended.into_values() {
+        for (sender, _) in ended.into_values() {
             sender.send(Err(why)).ok();
         }
     }
 
-    #[cfg(test)]
+    /// Ends some of the waits as unknown; returns how many.
+    pub(crate) fn cancel(&self, which: CancelWaiting) -> u64 {
+        let cancelled: Vec<_> = {
+            let mut state = self.lock();
+            state.waiting.extract_if(.., |_, (_, waiter)| which.includes(waiter)).collect()
+        };
+        let count = cancelled.len() as u64;
+        for (_, (sender, _)) in cancelled {
+            sender.send(Err(UnknownReason::Cancelled)).ok();
+        }
+        count
+    }
+
+    /// How many wait.
     pub(crate) fn len(&self) -> usize {
         self.lock().waiting.len()
+    }
+
+    /// Those that wait for the lowest positions, at most `count_max`.
+    pub(crate) fn first(&self, count_max: usize) -> Vec<Waiter> {
+        self.lock().waiting.values().take(count_max).map(|(_, waiter)| *waiter).collect()
     }
 }
 
@@ -107,7 +129,11 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
+    use understudy_types::RequestId;
+
     use super::*;
+
+    const WAITER: Waiter = Waiter::nobody();
 
     fn poll(future: std::pin::Pin<&mut impl Future<Output = Outcome>>) -> Poll<Outcome> {
         future.poll(&mut Context::from_waker(Waker::noop()))
@@ -116,9 +142,9 @@ mod tests {
     #[test]
     fn each_is_released_when_its_lsn_is_reached() {
         let waiters = LsnWaiters::default();
-        let mut ten = pin!(waiters.wait(Lsn::new(10)));
-        let mut also_ten = pin!(waiters.wait(Lsn::new(10)));
-        let mut twenty = pin!(waiters.wait(Lsn::new(20)));
+        let mut ten = pin!(waiters.wait(Lsn::new(10), &WAITER));
+        let mut also_ten = pin!(waiters.wait(Lsn::new(10), &WAITER));
+        let mut twenty = pin!(waiters.wait(Lsn::new(20), &WAITER));
         assert!(poll(ten.as_mut()).is_pending() && poll(also_ten.as_mut()).is_pending());
         assert!(poll(twenty.as_mut()).is_pending());
         waiters.release(Lsn::new(9));
@@ -127,7 +153,7 @@ mod tests {
         assert_eq!(poll(ten.as_mut()), Poll::Ready(Ok(())));
         assert_eq!(poll(also_ten.as_mut()), Poll::Ready(Ok(())));
         assert!(poll(twenty.as_mut()).is_pending());
-        assert_eq!(poll(pin!(waiters.wait(Lsn::new(19)))), Poll::Ready(Ok(())));
+        assert_eq!(poll(pin!(waiters.wait(Lsn::new(19), &WAITER))), Poll::Ready(Ok(())));
         assert_eq!(waiters.len(), 1);
     }
 
@@ -135,7 +161,7 @@ mod tests {
     fn a_waiter_that_gives_up_leaves_nothing() {
         let waiters = LsnWaiters::default();
         {
-            let mut wait = Box::pin(waiters.wait(Lsn::new(10)));
+            let mut wait = Box::pin(waiters.wait(Lsn::new(10), &WAITER));
             assert!(poll(wait.as_mut()).is_pending());
             assert_eq!(waiters.len(), 1);
         }
@@ -143,16 +169,39 @@ mod tests {
     }
 
     #[test]
+    fn a_cancelled_wait_ends_as_unknown_and_the_others_go_on() {
+        let waiters = LsnWaiters::default();
+        let [one, other] = [1, 2].map(|id| Waiter { request_id: Some(RequestId::new([id; 16])), ..WAITER });
+        let mut first = pin!(waiters.wait(Lsn::new(10), &one));
+        let mut second = pin!(waiters.wait(Lsn::new(10), &other));
+        assert!(poll(first.as_mut()).is_pending() && poll(second.as_mut()).is_pending());
+        assert_eq!(
+            waiters.first(9).iter().map(|waiter| waiter.request_id).collect::<Vec<_>>(),
+            [one.request_id, other.request_id]
+        );
+        assert_eq!(waiters.first(1).len(), 1);
+        assert_eq!(waiters.cancel(CancelWaiting::Request(RequestId::new([3; 16]))), 0);
+        assert_eq!(waiters.cancel(CancelWaiting::Request(RequestId::new([1; 16]))), 1);
+        assert_eq!(poll(first.as_mut()), Poll::Ready(Err(UnknownReason::Cancelled)));
+        assert!(poll(second.as_mut()).is_pending());
+        assert_eq!(waiters.cancel(CancelWaiting::All), 1);
+        assert_eq!(poll(second.as_mut()), Poll::Ready(Err(UnknownReason::Cancelled)));
+        assert_eq!(waiters.len(), 0);
+        // Whoever comes later waits.
+        assert!(poll(pin!(waiters.wait(Lsn::new(10), &one))).is_pending());
+    }
+
+    #[test]
     fn closing_ends_every_wait_and_later_ones() {
         let waiters = LsnWaiters::default();
         waiters.release(Lsn::new(5));
-        let mut wait = pin!(waiters.wait(Lsn::new(10)));
+        let mut wait = pin!(waiters.wait(Lsn::new(10), &WAITER));
         assert!(poll(wait.as_mut()).is_pending());
         waiters.close(UnknownReason::StepDown);
         waiters.close(UnknownReason::Stopping);
         waiters.release(Lsn::new(10));
         assert_eq!(poll(wait), Poll::Ready(Err(UnknownReason::StepDown)));
         // Even what was reached before: nobody is told any more.
-        assert_eq!(poll(pin!(waiters.wait(Lsn::new(5)))), Poll::Ready(Err(UnknownReason::StepDown)));
+        assert_eq!(poll(pin!(waiters.wait(Lsn::new(5), &WAITER))), Poll::Ready(Err(UnknownReason::StepDown)));
     }
 }

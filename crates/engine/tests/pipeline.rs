@@ -136,12 +136,13 @@ async fn preconditions_see_pending_commits() {
     assert!(gone.position > made);
     make_all_safe(&engine).await;
     let error = stale.await.unwrap().unwrap_err();
-    assert_eq!(error, CommitError::PreconditionFailed { index: 0, key: "a".into() });
+    assert_eq!(error, CommitError::PreconditionFailed { index: 0, key: "a".into(), found: None });
     assert_eq!(value(&engine, "a"), Some("6".into()));
     // And on what is visible: answered at once.
     for condition in [Condition::Absent, equals("5"), Condition::VersionEquals(made)] {
         let error = commit(&engine, with(condition, "7")).await.unwrap_err();
-        assert!(matches!(error, CommitError::PreconditionFailed { .. }), "{error}");
+        let found = engine.get(b"a", engine.visible().borrow().lsn).unwrap().map(|found| found.version);
+        assert!(matches!(error, CommitError::PreconditionFailed { found: said, .. } if said == found), "{error}");
     }
     let other_timeline = engine.get(b"a", engine.visible().borrow().lsn).unwrap().unwrap().version;
     let other_timeline = Position::new(TimelineId::new(9), other_timeline.lsn);
@@ -157,7 +158,7 @@ async fn all_preconditions_must_hold_and_the_first_that_does_not_is_named() {
     preconditions.extend(when("b", Condition::Present));
     preconditions.extend(when("c", Condition::Present));
     let error = commit(&engine, Commit { preconditions, ..local(vec![put("a", "1")]) }).await.unwrap_err();
-    assert_eq!(error, CommitError::PreconditionFailed { index: 1, key: "b".into() });
+    assert_eq!(error, CommitError::PreconditionFailed { index: 1, key: "b".into(), found: None });
     make_all_safe(&engine).await;
     assert_eq!(value(&engine, "a"), None);
 }

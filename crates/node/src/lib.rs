@@ -10,6 +10,7 @@
 //! | [`confirmer`] | quorum confirmation of the primary |
 //! | [`agent`] | gives the node its role: the pure core's decisions, carried out |
 //! | [`sync_list`], [`upstream`] | the WAL plane's ends, joined with the control plane |
+//! | [`standby_stats`] | what the primary remembers of its standbys' streams, for people |
 //! | [`services`], [`view`] | the gRPC port, and what it sees of the node |
 //!
 //! `control` and `replication` never see each other: they meet here.
@@ -24,6 +25,7 @@ pub mod mesh;
 pub mod promises;
 pub mod server;
 pub mod services;
+pub mod standby_stats;
 pub mod sync_list;
 pub mod telemetry;
 pub mod upstream;

@@ -1,11 +1,11 @@
 //! The primary's sync list at work: the shell around [`SyncManager`], one for each timeline that this node opens.
 //!
-//! Acknowledgements come in on the walsenders' tasks and are taken in there, under a short lock: the safe LSN that
-//! follows goes to the engine in the same breath, because a commit waits for it. Changes of the list go to Raft from
+//! Acknowledgements come in on the walsenders' tasks and are taken in there, under a short lock: the
+//! positions that follow (written, safe, applied) go to the engine in the same breath, because commits wait for them. Changes of the list go to Raft from
 //! a task of their own, one proposal at a time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -13,15 +13,20 @@ use understudy_control::Control;
 use understudy_core::command::Outcome;
 use understudy_core::observation::NodeReport;
 use understudy_core::state::ClusterState;
-use understudy_core::sync::{Ack, ConnectionId, SyncManager, SyncStatus, WalSenderState};
+use understudy_core::sync::{Ack, ConnectionId, SyncManager, SyncStatus, WaitsFor, WalSenderState};
 use understudy_engine::Engine;
-use understudy_types::{Incarnation, NodeId, TimelineId};
+use understudy_types::{DurabilityLevel, Incarnation, Lsn, NodeId, TimelineId};
+
+use crate::standby_stats::{StandbyStats, StreamStats};
 
 /// A proposal that failed, or that the state machine here has not caught up with, is looked at again after this.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 struct Shell {
     manager: Mutex<SyncManager>,
+    /// For people.
+    stats: Mutex<StandbyStats>,
+    began: Instant,
     engine: Engine,
     /// The manager may have something to propose.
     changed: Notify,
@@ -47,6 +52,8 @@ impl SyncListTask {
         let manager = SyncManager::new(me, timeline, safe_lsn, cluster);
         let shell = Arc::new(Shell {
             manager: Mutex::new(manager),
+            stats: Mutex::default(),
+            began: Instant::now(),
             engine: engine.clone(),
             changed: Notify::new(),
             stop: CancellationToken::new(),
@@ -78,7 +85,10 @@ impl SyncListTask {
             return;
         }
         event(&mut manager);
-        self.shell.engine.advance_safe(manager.safe_lsn());
+        let engine = &self.shell.engine;
+        engine.advance_remote_write(manager.remote_write_lsn());
+        engine.advance_safe(manager.safe_lsn());
+        engine.advance_remote_apply(manager.remote_apply_lsn());
         drop(manager);
         self.shell.changed.notify_one();
     }
@@ -95,6 +105,7 @@ impl SyncListTask {
 
     /// A standby began to stream.
     pub fn connected(&self, id: ConnectionId, node: NodeId, incarnation: Incarnation, damage_epoch: u64) {
+        self.stats().connected(id, node, unix_ms());
         self.handle(|manager| manager.handle_connected(id, node, incarnation, damage_epoch));
     }
 
@@ -103,8 +114,16 @@ impl SyncListTask {
         self.handle(|manager| manager.handle_state(id, state));
     }
 
+    /// Everything up to `sent` is on its way to it.
+    pub fn sent(&self, id: ConnectionId, sent: Lsn) {
+        let now_us = self.now_us();
+        self.stats().sent(id, sent, now_us);
+    }
+
     /// It acknowledged.
     pub fn acked(&self, id: ConnectionId, ack: Ack) {
+        let now_us = self.now_us();
+        self.stats().acked(id, ack, now_us, unix_ms());
         self.handle(|manager| manager.handle_ack(id, ack));
     }
 
@@ -116,6 +135,27 @@ impl SyncListTask {
     /// For people.
     pub fn status(&self) -> SyncStatus {
         self.lock().status()
+    }
+
+    /// For people: the stream of a standby; none when it was never connected on this timeline.
+    pub fn stream(&self, node: NodeId) -> Option<StreamStats> {
+        let now_us = self.now_us();
+        self.stats().of(node, now_us)
+    }
+
+    /// For people: for whom each of these commits waits, by the level and the position that it waits for.
+    pub fn waits_for(&self, commits: impl Iterator<Item = (DurabilityLevel, Lsn)>) -> Vec<WaitsFor> {
+        let manager = self.lock();
+        commits.map(|(level, lsn)| manager.waits_for(level, lsn)).collect()
+    }
+
+    fn stats(&self) -> MutexGuard<'_, StandbyStats> {
+        // Figures for people: half of an update is as good as none.
+        self.shell.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.shell.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     async fn follow_flushes(self) {
@@ -166,4 +206,9 @@ impl SyncListTask {
             }
         }
     }
+}
+
+fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -12,7 +12,7 @@ use understudy_core::sync::{Ack, WalSenderState};
 use understudy_replication::{
     AckPosition, ConnectionId, ServingTimeline, Source, StandbyInfo, StreamState, UpstreamHooks,
 };
-use understudy_types::{NodeId, TimelineHistory, TimelineId};
+use understudy_types::{Lsn, NodeId, TimelineHistory, TimelineId};
 
 use crate::sync_list::SyncListTask;
 
@@ -94,7 +94,8 @@ impl Upstream {
         self.lock().sealed_for = timeline;
     }
 
-    fn sync(&self) -> Option<SyncListTask> {
+    /// The sync list of the timeline that this node serves; none when it serves none.
+    pub fn sync(&self) -> Option<SyncListTask> {
         self.lock().served.as_ref().map(|served| served.sync.clone())
     }
 }
@@ -139,6 +140,12 @@ impl UpstreamHooks for Upstream {
         };
         if let Some(sync) = self.sync() {
             sync.state(connection, state);
+        }
+    }
+
+    fn sent(&self, connection: ConnectionId, sent: Lsn) {
+        if let Some(sync) = self.sync() {
+            sync.sent(connection, sent);
         }
     }
 

@@ -7,7 +7,8 @@ use understudy_control::Leadership;
 use understudy_core::observation::NodeReport;
 use understudy_core::state::ClusterState;
 use understudy_engine::Engine;
-use understudy_types::{NodeId, TimelineId};
+use understudy_rpc::error::RpcError;
+use understudy_types::{DurabilityLevel, NodeId, TimelineId};
 
 /// The node and the cluster as this node knows it.
 #[derive(Clone)]
@@ -52,6 +53,21 @@ impl NodeView {
         let id = self.cluster.primary()?.node;
         let member = self.cluster.members.get(&id)?;
         Some((id, member.name.as_str(), member.address.as_str()))
+    }
+
+    /// The level of a commit that names none.
+    pub fn default_durability(&self) -> DurabilityLevel {
+        DurabilityLevel::default()
+    }
+
+    /// What is asked of this node needs the primary, and this node is not it.
+    pub fn refusal(&self, asked: &str) -> RpcError {
+        match self.primary() {
+            Some((id, name, address)) if id != self.me => RpcError::not_primary(asked, name, address),
+            Some(_) if self.primary_of.is_some() => RpcError::no_primary(asked, "this node is giving its timeline up"),
+            Some(_) => RpcError::no_primary(asked, "this node was promoted and has not opened its timeline"),
+            None => RpcError::no_primary(asked, &self.no_primary_reason()),
+        }
     }
 
     /// Why nobody can be written to now, for people.

@@ -72,6 +72,9 @@ pub trait UpstreamHooks: Send + Sync + 'static {
     /// A standby's stream changed its state.
     fn state(&self, connection: ConnectionId, state: StreamState);
 
+    /// Everything up to `sent` is on its way to a standby. Of no use to one who keeps no account of it.
+    fn sent(&self, _connection: ConnectionId, _sent: Lsn) {}
+
     /// A standby acknowledged.
     fn ack(&self, connection: ConnectionId, position: AckPosition);
 

@@ -5,7 +5,7 @@
 //! | it begins: the own WAL ends at 0/01000100 on timeline 1; the primary to follow is that of timeline 2 | `Connect` with `Start` |
 //! | `Started` by the primary of timeline 2 | `AdvanceSafe`, a first acknowledgement, catchup |
 //! | `Data` from 0/01000100 on | `Append`, `AdvanceSafe` |
-//! | the own flush moves | an acknowledgement at once: one for everything that was flushed since |
+//! | what is written, flushed or applied here moves | an acknowledgement at once: one for all that moved since |
 //! | `EndOfTimeline` 2 at 0/01000500 | `SwitchTimeline` with the history up to 2, as soon as the cluster state has it; then `Connect` |
 //! | the stream ends otherwise, breaks, or is silent for the timeout | `Disconnect`; `Connect` after a short pause |
 //!
@@ -142,8 +142,15 @@ impl WalReceiver {
     /// Whether [`Self::poll_transmit`] has something.
     pub fn wants_to_transmit(&self, now_ms: u64) -> bool {
         let Phase::Open { .. } = self.phase else { return false };
-        let flushed_more = self.config.fetch.is_none() && self.own.flushed > self.acked.flush;
-        self.ack_due || flushed_more || self.pace.status_is_due(now_ms) || self.pace.ping_is_due(now_ms)
+        let moved = self.config.fetch.is_none() && self.has_moved();
+        self.ack_due || moved || self.pace.status_is_due(now_ms) || self.pace.ping_is_due(now_ms)
+    }
+
+    /// Whether a commit may be waiting for what is to be told: at level `remote_write` for what is written, at `on` for
+    /// what is flushed, at `remote_apply` for what is applied.
+    fn has_moved(&self) -> bool {
+        let AckPosition { write, flush, apply, .. } = self.acked;
+        self.own.written > write || self.own.flushed > flush || self.own.applied > apply
     }
 
     /// The acknowledgement to send now; none when there is no need. Asked whenever there is room for a message.

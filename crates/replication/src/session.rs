@@ -52,6 +52,10 @@ impl<H: UpstreamHooks> Registration<H> {
         }
     }
 
+    fn sent(&self, sent: Lsn) {
+        self.hooks.sent(self.connection, sent);
+    }
+
     fn acked(&self, position: AckPosition) {
         self.hooks.ack(self.connection, position);
     }
@@ -213,7 +217,11 @@ impl<H: UpstreamHooks> Session<H> {
                     return Err(Status::internal(format!("there is no whole record from {from} to {upto}")));
                 };
                 self.check_first_record(&chunk)?;
-                FromUpstream::Data(self.sender.data(chunk.start, chunk.bytes, unix_us()))
+                let data = self.sender.data(chunk.start, chunk.bytes, unix_us());
+                if let Some(registration) = &self.registration {
+                    registration.sent(self.sender.sent());
+                }
+                FromUpstream::Data(data)
             }
         };
         Ok(Some(message))

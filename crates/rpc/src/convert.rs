@@ -26,29 +26,30 @@ impl From<DurabilityLevel> for v1::Durability {
         match level {
             DurabilityLevel::Off => Self::Off,
             DurabilityLevel::Local => Self::Local,
+            DurabilityLevel::RemoteWrite => Self::RemoteWrite,
             DurabilityLevel::On => Self::On,
+            DurabilityLevel::RemoteApply => Self::RemoteApply,
         }
     }
 }
 
-impl From<v1::Durability> for DurabilityLevel {
-    fn from(level: v1::Durability) -> Self {
-        match level {
-            v1::Durability::Off => Self::Off,
-            v1::Durability::Local => Self::Local,
-            v1::Durability::Unspecified | v1::Durability::On => Self::On,
-        }
-    }
-}
-
-/// The level that the number in a request means.
+/// The level that the number in a request means; none for the cluster's default.
 ///
 /// # Errors
 /// For a number that is not a level of this version.
-pub fn durability(number: i32) -> Result<DurabilityLevel, RpcError> {
-    v1::Durability::try_from(number).map(DurabilityLevel::from).map_err(|_| {
-        RpcError::invalid_argument(format!("durability {number} is not known; give 1 (off), 2 (local) or 4 (on)"))
-    })
+pub fn durability(number: i32) -> Result<Option<DurabilityLevel>, RpcError> {
+    match v1::Durability::try_from(number) {
+        Ok(v1::Durability::Unspecified) => Ok(None),
+        Ok(v1::Durability::Off) => Ok(Some(DurabilityLevel::Off)),
+        Ok(v1::Durability::Local) => Ok(Some(DurabilityLevel::Local)),
+        Ok(v1::Durability::RemoteWrite) => Ok(Some(DurabilityLevel::RemoteWrite)),
+        Ok(v1::Durability::On) => Ok(Some(DurabilityLevel::On)),
+        Ok(v1::Durability::RemoteApply) => Ok(Some(DurabilityLevel::RemoteApply)),
+        Err(_) => Err(RpcError::invalid_argument(format!(
+            "durability {number} is not known; give 1 (off), 2 (local), 3 (remote_write), 4 (on), 5 (remote_apply), \
+             or 0 for the cluster's default"
+        ))),
+    }
 }
 
 /// What the number in a request asks of a read: linearizable where it says nothing.
@@ -119,11 +120,11 @@ mod tests {
     fn positions_and_levels_go_there_and_back() {
         let position = Position::new(TimelineId::new(7), Lsn::new(42));
         assert_eq!(Position::from(v1::Position::from(position)), position);
-        for level in [DurabilityLevel::Off, DurabilityLevel::Local, DurabilityLevel::On] {
-            assert_eq!(durability(v1::Durability::from(level).into()), Ok(level));
+        for level in DurabilityLevel::ALL {
+            assert_eq!(durability(v1::Durability::from(level).into()), Ok(Some(level)));
         }
-        assert_eq!(durability(0), Ok(DurabilityLevel::On));
-        assert!(durability(3).is_err(), "remote_write is not offered yet");
+        assert_eq!(durability(0), Ok(None), "the cluster's default");
+        assert!(durability(6).is_err());
     }
 
     #[test]

@@ -29,6 +29,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use understudy_types::{Lsn, Position};
 
 use crate::convert::escape;
+use crate::v1;
 
 /// Of every `ErrorInfo` that Understudy sends.
 pub const DOMAIN: &str = "understudy";
@@ -169,6 +170,8 @@ pub enum UnknownWhy {
     StepDown,
     /// The primary is stopping.
     Stopping,
+    /// An administrator ended the wait.
+    Cancelled,
 }
 
 impl UnknownWhy {
@@ -178,6 +181,7 @@ impl UnknownWhy {
             Self::Deadline => "deadline",
             Self::StepDown => "step_down",
             Self::Stopping => "stopping",
+            Self::Cancelled => "cancelled",
         }
     }
 }
@@ -262,6 +266,7 @@ impl RpcError {
             UnknownWhy::Deadline => "the sync standbys had not confirmed it at its deadline",
             UnknownWhy::StepDown => "this node gave way to an election before it was confirmed",
             UnknownWhy::Stopping => "this node stops before it was confirmed",
+            UnknownWhy::Cancelled => "an administrator ended the wait before it was confirmed",
         };
         let place = position.map_or_else(String::new, |position| format!(" at {position}"));
         let message = format!(
@@ -378,6 +383,25 @@ impl From<RpcError> for Status {
             error.message,
             ErrorDetails::with_error_info(error.reason.as_str(), DOMAIN, metadata),
         )
+    }
+}
+
+impl From<RpcError> for v1::CommitFailure {
+    fn from(error: RpcError) -> Self {
+        Self {
+            code: error.code().into(),
+            reason: error.reason.as_str().to_owned(),
+            message: error.message,
+            metadata: error.metadata.into_iter().collect(),
+        }
+    }
+}
+
+/// The status that a single commit would have been answered with.
+impl From<v1::CommitFailure> for Status {
+    fn from(failure: v1::CommitFailure) -> Self {
+        let details = ErrorDetails::with_error_info(failure.reason, DOMAIN, failure.metadata);
+        Status::with_error_details(Code::from_i32(failure.code), failure.message, details)
     }
 }
 

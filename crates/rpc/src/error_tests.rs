@@ -13,6 +13,7 @@ fn samples() -> Vec<RpcError> {
         RpcError::commit_outcome_unknown(Some(position), UnknownWhy::Deadline),
         RpcError::commit_outcome_unknown(None, UnknownWhy::StepDown),
         RpcError::commit_outcome_unknown(Some(position), UnknownWhy::Stopping),
+        RpcError::commit_outcome_unknown(Some(position), UnknownWhy::Cancelled),
         RpcError::queue_full(64 << 20),
         RpcError::limit_exceeded("the key", 20_000, 16_384, "bytes"),
         RpcError::invalid_argument("a commit without operations; give at least one"),
@@ -34,6 +35,16 @@ fn samples() -> Vec<RpcError> {
 fn what_is_answered_is_read_back() {
     for error in samples() {
         let status = Status::from(error.clone());
+        assert_eq!(status.code(), error.code());
+        assert_eq!(RpcError::from_status(&status), Some(error));
+    }
+}
+
+#[test]
+fn a_failure_in_a_batch_says_what_the_status_of_a_single_commit_says() {
+    for error in samples() {
+        let failure = v1::CommitFailure::from(error.clone());
+        let status = Status::from(failure);
         assert_eq!(status.code(), error.code());
         assert_eq!(RpcError::from_status(&status), Some(error));
     }

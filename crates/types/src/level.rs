@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 /// |---|---|
 /// | `off` | appended |
 /// | `local` | flushed here |
+/// | `remote_write` | flushed here, and the sync standbys have written it |
 /// | `on` | flushed here, and by the sync standbys |
+/// | `remote_apply` | as `on`, and the sync standbys have applied it: a read there sees it |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DurabilityLevel {
@@ -19,18 +21,27 @@ pub enum DurabilityLevel {
     Off,
     /// Flushed to the primary's disk.
     Local,
+    /// Flushed to the primary's disk, and written by the sync standbys to their operating systems.
+    RemoteWrite,
     /// Flushed to the primary's disk and to those of the sync standbys.
     #[default]
     On,
+    /// As [`Self::On`], and visible on the sync standbys.
+    RemoteApply,
 }
 
 impl DurabilityLevel {
+    /// Every level, each asking for no less than the one before it.
+    pub const ALL: [Self; 5] = [Self::Off, Self::Local, Self::RemoteWrite, Self::On, Self::RemoteApply];
+
     /// As it is written in settings.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
             Self::Local => "local",
+            Self::RemoteWrite => "remote_write",
             Self::On => "on",
+            Self::RemoteApply => "remote_apply",
         }
     }
 }
@@ -43,7 +54,7 @@ impl fmt::Display for DurabilityLevel {
 
 /// A text is not a durability level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is not a durability level: expected off, local or on")]
+#[error("\"{text}\" is not a durability level: expected off, local, remote_write, on or remote_apply")]
 pub struct ParseLevelError {
     /// What was given.
     pub text: String,
@@ -53,7 +64,7 @@ impl FromStr for DurabilityLevel {
     type Err = ParseLevelError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Off, Self::Local, Self::On]
+        Self::ALL
             .into_iter()
             .find(|level| level.as_str() == text)
             .ok_or_else(|| ParseLevelError { text: text.to_owned() })
@@ -115,12 +126,13 @@ mod tests {
 
     #[test]
     fn levels_and_modes_parse_what_they_print() {
-        for level in [DurabilityLevel::Off, DurabilityLevel::Local, DurabilityLevel::On] {
+        for level in DurabilityLevel::ALL {
             assert_eq!(level.to_string().parse(), Ok(level));
         }
         for mode in [SyncMode::Async, SyncMode::Preferred, SyncMode::Required] {
             assert_eq!(mode.to_string().parse(), Ok(mode));
         }
+        assert_eq!("remote_apply".parse(), Ok(DurabilityLevel::RemoteApply));
         assert!("ON".parse::<DurabilityLevel>().is_err());
         assert!("".parse::<SyncMode>().is_err());
     }

@@ -32,7 +32,8 @@ struct Answered {
 /// Drives a load.
 pub struct Pump {
     client: Client,
-    level: DurabilityLevel,
+    /// None: the cluster's default.
+    level: Option<DurabilityLevel>,
     in_flight_max: usize,
     acks: Option<Acks>,
     progress: Progress,
@@ -48,7 +49,7 @@ impl Pump {
     /// With at most `in_flight_max` commits at a time.
     pub fn new(
         client: Client,
-        level: DurabilityLevel,
+        level: Option<DurabilityLevel>,
         in_flight_max: usize,
         acks: Option<Acks>,
         progress: Progress,
@@ -128,9 +129,9 @@ impl Pump {
         self.bytes += batch.bytes;
         self.records += batch.records.len() as u64;
         self.keys.extend(batch.records.iter().map(|record| record.key.clone()));
-        let commit = batch.records.iter().fold(Commit::new().level(self.level), |commit, record| {
-            commit.put(record.key.clone(), record.value.clone())
-        });
+        let empty = self.level.map_or_else(Commit::new, |level| Commit::new().level(level));
+        let commit =
+            batch.records.iter().fold(empty, |commit, record| commit.put(record.key.clone(), record.value.clone()));
         let client = self.client.clone();
         self.in_flight.spawn(async move {
             let result = client.commit(commit).await;

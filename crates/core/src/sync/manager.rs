@@ -1,21 +1,47 @@
 //! The sync-list manager: how the primary changes the list without a moment at which Raft's is false.
 //!
 //! The primary runs one for each timeline that it opens. It has no IO and no clock: `handle_*` tell it what happened;
-//! [`SyncManager::safe_lsn`] and [`SyncManager::poll_proposal`] are what comes out. It keeps INV-DURABLE on the
+//! the published positions and [`SyncManager::poll_proposal`] are what comes out. It keeps INV-DURABLE on the
 //! primary's side: whichever list an election may find in Raft, any `max(1, |members| - acks + 1)` undamaged members of
-//! it have everything up to the published safe LSN among them.
+//! it have everything that was acknowledged among them.
+//!
+//! | position | the rules are asked about | never above | who waits for it |
+//! |---|---|---|---|
+//! | `remote_write_lsn` | what the standbys have written | the local flush | commits at `remote_write` |
+//! | `safe_lsn` | what they have flushed | the local flush | the applier, and with it commits at `on` |
+//! | `remote_apply_lsn` | what they have applied | the safe LSN | commits at `remote_apply` |
+//!
+//! With a rule of no acknowledgements (mode `async`, the primary alone) the first two are the local flush and the third
+//! is the safe LSN: nobody else is asked at any level.
+//!
+//! **Why a commit acknowledged at `remote_write` survives.** Let L be the position that was published for it, k the
+//! acknowledgements and M the members of the list that an election finds in Raft. The primary has flushed L, and k of M
+//! have written it. A node that seals flushes what it has written before it reports a position, and one whose process
+//! died finds what it wrote in its operating system and flushes it in its recovery: so those k report at least L,
+//! unless one of their hosts crashed, which INV-DURABLE excepts. The members that an election needs are so many that one
+//! of the k is among them: the new timeline begins at or above L. If u members are not counted, at least k - u of those
+//! that are have L, so the (k - u)-th highest position is at least L, and the old primary's, if it counts, is too: F, the
+//! highest LSN that may have been acknowledged, is at or above L. The winner starts with safe LSN F and lists only nodes
+//! with position >= F: L is visible there before its first answer, a repeated request finds it, and the list is true.
+//! F is also the `remote_write_lsn` that the new manager begins with; its `remote_apply_lsn` begins at nothing, for
+//! nobody is known to have applied F.
+//!
+//! For this the list in Raft must be true at *write* level too, whenever it changes: a new one is proposed only when its
+//! rule alone yields the highest `remote_write_lsn` ever published over what its members have written, beside the
+//! highest safe LSN over what they have flushed. `remote_apply_lsn` asks nothing of the list: it never exceeds the safe
+//! LSN, so a commit acknowledged there survives as one at `on` does.
 //!
 //! | step | list in Raft | rules in force | what ends it |
 //! |---|---|---|---|
 //! | settled | old | old | the wanted list is another one |
-//! | prepared | old | old and new | the new rule alone yields the highest safe LSN ever published |
+//! | prepared | old | old and new | the new rule alone yields the highest positions ever published |
 //! | outstanding | old or new: unknown | old and new | the applied generation passes the one it was planned against |
 //! | settled | what was applied | that one | |
 //!
 //! Why so (design, "Changing the sync list"):
 //! - *Both rules from the moment a change is prepared*: what becomes safe meanwhile is also on the new list's members,
 //!   so that they catch up with a target that no longer runs away.
-//! - *The new rule alone yields the highest safe LSN ever published, then it is proposed*: from the moment the command
+//! - *The new rule alone yields the highest positions ever published, then it is proposed*: from the moment the command
 //!   is sent it may be committed without our knowing, and an election would go by it. The rule is asked alone, for
 //!   the old one's members are no part of that election.
 //! - *Both rules while it is outstanding*: the list in Raft is one of the two, and we do not know which.
@@ -23,7 +49,7 @@
 //!   planned against. Past it the applied list is the truth, and the command can never be carried out later.
 //!   A lost answer, a timeout or a new Raft leader end nothing; the same command is proposed again.
 //! - *One outstanding*: a second one would put a third list into the unknown.
-//! - *The published safe LSN never decreases*: it was told to standbys and clients. A rule that yields less for a
+//! - *What is published never decreases*: it was told to standbys and clients. A rule that yields less for a
 //!   while just holds it where it is.
 //!
 //! A change that is only prepared was told to nobody and is replanned with every event, so a standby that comes back
@@ -41,25 +67,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_types::{Generation, Incarnation, Lsn, NodeId, TimelineId};
+use understudy_types::{DurabilityLevel, Generation, Incarnation, Lsn, NodeId, TimelineId};
 
 use super::applied::{Applied, Standing};
 use super::rule::{SyncRule, holds, safe_lsn};
-use super::standbys::{Ack, AckEffect, ConnectionId, Report, Standby, Standbys, WalSenderState};
+use super::standbys::{Ack, AckEffect, Believed, ConnectionId, Report, Standby, Standbys, WalSenderState};
 use super::status::{StandbySync, SyncChange, SyncState, SyncStatus, SyncWait};
+use super::waiting::{WaitsFor, waits_for};
 use super::wanted::{Nominee, wanted_list};
 use crate::command::Command;
 use crate::state::{ClusterState, SyncList};
 
 /// The sync-standby list of one timeline's primary: see the module.
 ///
-/// Invariants: `safe_lsn` never decreases and, above the F it began with, never exceeds the local flush; at most one
+/// Invariants: `remote_apply_lsn <= safe_lsn <= remote_write_lsn`; none of them ever decreases nor, above the F that it
+/// began with, exceeds the local flush; at most one
 /// of `prepared` and `outstanding` is set; only a generation above its own ends `outstanding`; `rules` are those of
 /// the applied list and of whichever of the two is set.
 #[derive(Debug, Clone)]
 pub struct SyncManager {
-    /// The highest that was ever published.
+    /// The highest that was ever published, as of the two below.
     safe_lsn: Lsn,
+    remote_write_lsn: Lsn,
+    remote_apply_lsn: Lsn,
     local_flush: Lsn,
     applied: Applied,
     standbys: Standbys,
@@ -89,6 +119,8 @@ impl SyncManager {
         assert!(state.timeline() >= timeline, "timeline {timeline} is opened, but not in the applied cluster state");
         let mut manager = Self {
             safe_lsn,
+            remote_write_lsn: safe_lsn,
+            remote_apply_lsn: Lsn::INVALID,
             local_flush: Lsn::INVALID,
             applied: Applied::read(me, timeline, state),
             standbys: Standbys::default(),
@@ -167,6 +199,22 @@ impl SyncManager {
         self.safe_lsn
     }
 
+    /// What the rules yield for write. Never decreases, never below the safe LSN.
+    pub fn remote_write_lsn(&self) -> Lsn {
+        self.remote_write_lsn
+    }
+
+    /// What the rules yield for apply. Never decreases, never above the safe LSN.
+    pub fn remote_apply_lsn(&self) -> Lsn {
+        self.remote_apply_lsn
+    }
+
+    /// For whom a commit at `level` that ends at `lsn` waits.
+    pub fn waits_for(&self, level: DurabilityLevel, lsn: Lsn) -> WaitsFor {
+        let connected = |node| self.standbys.get(node).is_some_and(|standby| standby.connection.is_some());
+        waits_for(level, lsn, self.local_flush, &self.rules, self.standbys.believed(), connected)
+    }
+
     /// The command to propose to Raft, if the list can be changed now.
     ///
     /// From the first time it is given out it is outstanding, and it is given out again, the same, until the applied
@@ -177,8 +225,13 @@ impl SyncManager {
         if self.applied.standing != Standing::Primary {
             return None;
         }
-        let flushes = self.standbys.flushes();
-        if let Some(list) = self.prepared.take_if(|list| holds(&SyncRule::from(&*list), self.safe_lsn, flushes)) {
+        let (safe_lsn, remote_write_lsn) = (self.safe_lsn, self.remote_write_lsn);
+        let Believed { writes, flushes, .. } = self.standbys.believed();
+        let is_true = |list: &mut SyncList| {
+            let rule = SyncRule::from(&*list);
+            holds(&rule, safe_lsn, flushes) && holds(&rule, remote_write_lsn, writes)
+        };
+        if let Some(list) = self.prepared.take_if(is_true) {
             let epoch = |node: &NodeId| self.standbys.get(*node).map_or(0, |standby| standby.damage_epoch);
             let damage_epochs = list.members.iter().map(|node| (*node, epoch(node))).collect();
             self.outstanding = Some(Proposal { generation: self.applied.generation, list, damage_epochs });
@@ -216,9 +269,16 @@ impl SyncManager {
         if self.applied.standing == Standing::Deposed {
             return;
         }
-        let flushes = self.standbys.flushes();
-        let under_all = self.rules.iter().map(|rule| safe_lsn(rule, self.local_flush, flushes)).min();
-        self.safe_lsn = self.safe_lsn.max(under_all.unwrap_or(Lsn::INVALID));
+        let under_all = |positions: &BTreeMap<NodeId, Lsn>| {
+            let yields = self.rules.iter().map(|rule| safe_lsn(rule, self.local_flush, positions));
+            yields.min().unwrap_or(Lsn::INVALID)
+        };
+        let Believed { writes, flushes, applies } = self.standbys.believed();
+        let (written, flushed, applied) = (under_all(writes), under_all(flushes), under_all(applies));
+        self.safe_lsn = self.safe_lsn.max(flushed);
+        // What is safe is written too, and nothing was applied that is not safe: whoever says otherwise is not believed.
+        self.remote_write_lsn = self.remote_write_lsn.max(written).max(self.safe_lsn);
+        self.remote_apply_lsn = self.remote_apply_lsn.max(applied.min(self.safe_lsn));
     }
 
     fn wanted(&self) -> SyncList {
@@ -266,6 +326,8 @@ impl SyncManager {
         let standbys = self.applied.candidates.iter();
         SyncStatus {
             safe_lsn: self.safe_lsn,
+            remote_write_lsn: self.remote_write_lsn,
+            remote_apply_lsn: self.remote_apply_lsn,
             list: self.applied.list.clone(),
             generation: self.applied.generation,
             wanted: self.wanted(),
@@ -320,13 +382,23 @@ impl SyncManager {
 
     /// What stands between a prepared list and its proposal.
     fn waits_of(&self, list: &SyncList) -> Vec<SyncWait> {
-        let flushes = self.standbys.flushes();
-        if holds(&SyncRule::from(list), self.safe_lsn, flushes) {
-            return vec![SyncWait::Proposal];
+        let rule = SyncRule::from(list);
+        let Believed { writes, flushes, .. } = self.standbys.believed();
+        let has =
+            |positions: &BTreeMap<NodeId, Lsn>, node: NodeId| positions.get(&node).copied().unwrap_or(Lsn::INVALID);
+        let lacks = |positions, needs| {
+            let behind = list.members.iter().map(move |node| (*node, has(positions, *node)));
+            behind.filter(move |(_, at)| *at < needs)
+        };
+        let mut waits: Vec<SyncWait> = Vec::new();
+        if !holds(&rule, self.safe_lsn, flushes) {
+            let needs = self.safe_lsn;
+            waits.extend(lacks(flushes, needs).map(|(node, flush)| SyncWait::CatchUp { node, flush, needs }));
+        } else if !holds(&rule, self.remote_write_lsn, writes) {
+            let needs = self.remote_write_lsn;
+            waits.extend(lacks(writes, needs).map(|(node, write)| SyncWait::CatchUpWrite { node, write, needs }));
         }
-        let flush = |node: &NodeId| flushes.get(node).copied().unwrap_or(Lsn::INVALID);
-        let behind = list.members.iter().filter(|node| flush(node) < self.safe_lsn);
-        behind.map(|node| SyncWait::CatchUp { node: *node, flush: flush(node), needs: self.safe_lsn }).collect()
+        if waits.is_empty() { vec![SyncWait::Proposal] } else { waits }
     }
 
     fn connected_of(&self, members: &BTreeSet<NodeId>) -> u32 {

@@ -9,6 +9,9 @@
 //! | `list K of {b, c}`, `open F` | the promotion |
 //! | `a flushes N` | the local flush |
 //! | `b connects`, `b catches up`, `b streams`, `b acks N`, `b leaves` | b's newest connection |
+//! | `b writes N`, `b flushes N`, `b applies N` | acknowledges that alone, the rest as before |
+//! | `positions` | prints the three that are published |
+//! | `waits LEVEL N` | prints for whom a commit waits |
 //! | `old b acks N`, `old b leaves` | the connection before that |
 //! | `b beats` | b's report: its process, its damage |
 //! | `b restarts`, `b loses its WAL` | told to nobody yet; the second counts a damage epoch |
@@ -25,7 +28,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use understudy_types::{Generation, Incarnation, Lsn, NodeId, SystemId, TimelineId, TimelineSwitch};
+use understudy_types::{DurabilityLevel, Generation, Incarnation, Lsn, NodeId, SystemId, TimelineId, TimelineSwitch};
 
 use super::{Ack, ConnectionId, SyncManager, WalSenderState};
 use crate::command::{Command, Outcome, apply};
@@ -53,6 +56,7 @@ fn shown(list: &SyncList) -> String {
 
 #[derive(Default)]
 struct Standby {
+    acked: Ack,
     connections: Vec<ConnectionId>,
     incarnation: u64,
     damage_epoch: u64,
@@ -166,6 +170,13 @@ impl Scene {
                 self.raft.generation = self.raft.generation.next();
                 self.unlearnt.push(self.raft.clone());
             }
+            ["positions"] => {
+                let manager = self.manager();
+                let (written, applied) = (manager.remote_write_lsn(), manager.remote_apply_lsn());
+                let safe = manager.safe_lsn();
+                return format!("  written {}, safe {}, applied {}\n", written.get(), safe.get(), applied.get());
+            }
+            ["waits", level, at] => return self.waits(level.parse().expect("a level"), lsn(at)),
             ["a", "flushes", at] => self.manager().handle_local_flush(lsn(at)),
             ["old", who, rest @ ..] => self.of_standby(id(who), rest, 1),
             [who, "is", "cleared"] => return self.clear(id(who)),
@@ -191,7 +202,16 @@ impl Scene {
             }
             ["catches", "up"] => manager.handle_state(connection(), WalSenderState::Catchup),
             ["streams"] => manager.handle_state(connection(), WalSenderState::Streaming),
-            ["acks", at] => manager.handle_ack(connection(), Ack { write: lsn(at), flush: lsn(at), apply: lsn(at) }),
+            [what @ ("acks" | "writes" | "flushes" | "applies"), at] => {
+                for (positions, moved) in [
+                    (&mut standby.acked.write, ["acks", "writes"]),
+                    (&mut standby.acked.flush, ["acks", "flushes"]),
+                    (&mut standby.acked.apply, ["acks", "applies"]),
+                ] {
+                    *positions = if moved.contains(what) { lsn(at) } else { *positions };
+                }
+                manager.handle_ack(connection(), standby.acked);
+            }
             ["leaves"] => manager.handle_disconnected(connection()),
             ["beats"] => manager.handle_report(node, incarnation, damaged, damage_epoch),
             ["restarts"] => standby.incarnation += 1,
@@ -205,6 +225,19 @@ impl Scene {
             }
             other => panic!("no event {other:?}"),
         }
+    }
+
+    fn waits(&mut self, level: DurabilityLevel, at: Lsn) -> String {
+        let waits = self.manager().waits_for(level, at);
+        let mut parts: Vec<String> = waits.nodes.iter().map(|node| name(*node).to_owned()).collect();
+        if waits.own_flush {
+            parts.push("the own disk".to_owned());
+        }
+        if parts.is_empty() {
+            parts.push("nobody".to_owned());
+        }
+        let too_few = waits.too_few.map(|few| format!("; {} must, {} can", few.acks, few.connected));
+        format!("  waits for {}{}\n", parts.join(", "), too_few.unwrap_or_default())
     }
 
     fn clear(&mut self, node: NodeId) -> String {

@@ -20,7 +20,9 @@ const MODES: [SyncMode; 3] = [SyncMode::Preferred, SyncMode::Required, SyncMode:
 #[derive(Debug, Clone, Copy)]
 enum Event {
     LocalFlush(u64),
+    StandbyWrite(usize, u64),
     StandbyFlush(usize, u64),
+    StandbyApply(usize, u64),
     DeliverAck(usize),
     Connect(usize),
     State(usize, WalSenderState),
@@ -45,7 +47,10 @@ enum Event {
 /// A standby as it really is.
 #[derive(Debug, Clone, Default)]
 struct Node {
+    /// Survives the node's process, as its operating system has it.
+    write: u64,
     flush: u64,
+    apply: u64,
     damaged: bool,
     damage_epoch: u64,
     incarnation: u64,
@@ -64,7 +69,7 @@ struct World {
     reports: Vec<(NodeId, Incarnation, bool, u64)>,
     connections: u64,
     local_flush: u64,
-    published: Lsn,
+    published: [Lsn; 3],
     manager: SyncManager,
 }
 
@@ -108,7 +113,7 @@ impl World {
         // The promotion listed nodes that have everything up to F.
         let nodes = (0..3).map(node).map(|id| {
             let flush = if members.contains(&id) { F.get() } else { 0 };
-            (id, Node { flush, incarnation: 100 * id.get(), ..Node::default() })
+            (id, Node { write: flush, flush, incarnation: 100 * id.get(), ..Node::default() })
         });
         Self {
             manager: SyncManager::new(ME, TIMELINE, F, &raft),
@@ -120,7 +125,7 @@ impl World {
             reports: Vec::new(),
             connections: 0,
             local_flush: F.get(),
-            published: F,
+            published: [F, F, Lsn::INVALID],
         }
     }
 
@@ -149,8 +154,8 @@ impl World {
 
     fn ack(&mut self, id: NodeId) {
         let known = &self.nodes[&id];
-        let flush = Lsn::new(known.flush);
-        self.acks.extend(known.connection.map(|connection| (connection, Ack { write: flush, flush, apply: flush })));
+        let [write, flush, apply] = [known.write, known.flush, known.apply].map(Lsn::new);
+        self.acks.extend(known.connection.map(|connection| (connection, Ack { write, flush, apply })));
     }
 
     fn report(&mut self, id: NodeId) {
@@ -172,10 +177,21 @@ impl World {
                 self.local_flush += bytes;
                 self.manager.handle_local_flush(Lsn::new(self.local_flush));
             }
-            Event::StandbyFlush(index, bytes) => {
+            Event::StandbyWrite(index, bytes) => {
                 // The primary sends before it has flushed: a standby may be ahead of it.
                 let known = self.nodes.get_mut(&node(index)).expect("a node");
-                known.flush = (known.flush + bytes).min(self.local_flush + 5).max(known.flush);
+                known.write = (known.write + bytes).min(self.local_flush + 5).max(known.write);
+                self.ack(node(index));
+            }
+            Event::StandbyFlush(index, bytes) => {
+                let known = self.nodes.get_mut(&node(index)).expect("a node");
+                known.flush = (known.flush + bytes).min(known.write);
+                self.ack(node(index));
+            }
+            Event::StandbyApply(index, bytes) => {
+                let safe = self.manager.safe_lsn().get();
+                let known = self.nodes.get_mut(&node(index)).expect("a node");
+                known.apply = (known.apply + bytes).min(known.flush).min(safe).max(known.apply);
                 self.ack(node(index));
             }
             Event::DeliverAck(at) if !self.acks.is_empty() => {
@@ -204,7 +220,9 @@ impl World {
                 known.damaged = true;
                 known.damage_epoch += 1;
                 known.incarnation += 1;
-                known.flush = known.flush.saturating_sub(bytes);
+                known.write = known.write.saturating_sub(bytes);
+                known.flush = known.flush.min(known.write);
+                known.apply = known.apply.min(known.write);
             }
             Event::ClearDamage(index) => self.clear_damage(node(index)),
             Event::ComeBackWithLess(index, bytes) => {
@@ -252,8 +270,8 @@ impl World {
 
     fn check(&mut self) -> Result<(), TestCaseError> {
         self.invariant_list_is_true()?;
-        self.invariant_safe_monotonic()?;
-        self.invariant_safe_not_above_local_flush()?;
+        self.invariant_published_monotonic()?;
+        self.invariant_published_in_order()?;
         self.invariant_one_outstanding()
     }
 
@@ -268,7 +286,12 @@ impl World {
 
     /// INV-DURABLE: whichever undamaged members are enough for an election, one of them has what was published.
     fn invariant_list_is_true(&self) -> Result<(), TestCaseError> {
-        let published = self.manager.safe_lsn();
+        self.invariant_lists_have("flush", self.manager.safe_lsn(), |known| known.flush)?;
+        // A seal flushes what was written, so what an election finds is what the members have written.
+        self.invariant_lists_have("write", self.manager.remote_write_lsn(), |known| known.write)
+    }
+
+    fn invariant_lists_have(&self, what: &str, published: Lsn, has: fn(&Node) -> u64) -> Result<(), TestCaseError> {
         for list in self.lists() {
             if list.members.is_empty() || list.acks == 0 {
                 // The old primary alone is eligible; in mode async nothing is promised.
@@ -278,22 +301,27 @@ impl World {
             let undamaged: Vec<&Node> = list.members.iter().map(|id| &self.nodes[id]).filter(|n| !n.damaged).collect();
             for set in (0_u32..1 << undamaged.len()).filter(|set| set.count_ones() as usize == needed) {
                 let mut found = undamaged.iter().enumerate().filter(|(at, _)| set & (1 << at) != 0);
-                let has_all = found.any(|(_, known)| Lsn::new(known.flush) >= published);
-                prop_assert!(has_all, "{published} is published, but {list:?} may be in Raft: {:?}", self.nodes);
+                let has_all = found.any(|(_, known)| Lsn::new(has(known)) >= published);
+                let nodes = &self.nodes;
+                prop_assert!(has_all, "{published} is published ({what}), but {list:?} may be in Raft: {nodes:?}");
             }
         }
         Ok(())
     }
 
-    fn invariant_safe_monotonic(&mut self) -> Result<(), TestCaseError> {
-        let published = self.manager.safe_lsn();
-        prop_assert!(published >= self.published, "{published} after {}", self.published);
+    fn invariant_published_monotonic(&mut self) -> Result<(), TestCaseError> {
+        let manager = &self.manager;
+        let published = [manager.remote_write_lsn(), manager.safe_lsn(), manager.remote_apply_lsn()];
+        let grew = published.iter().zip(&self.published).all(|(now, before)| now >= before);
+        prop_assert!(grew, "{published:?} after {:?}", self.published);
         self.published = published;
         Ok(())
     }
 
-    fn invariant_safe_not_above_local_flush(&self) -> Result<(), TestCaseError> {
-        prop_assert!(self.manager.safe_lsn() <= F.max(Lsn::new(self.local_flush)));
+    fn invariant_published_in_order(&self) -> Result<(), TestCaseError> {
+        let [written, safe, applied] = self.published;
+        prop_assert!(applied <= safe && safe <= written, "{:?}", self.published);
+        prop_assert!(written <= F.max(Lsn::new(self.local_flush)));
         Ok(())
     }
 
@@ -315,7 +343,8 @@ impl World {
         self.step(Event::GraceOver);
         for index in 0..3 {
             let known = self.nodes.get_mut(&node(index)).expect("a node");
-            known.flush = known.flush.max(self.local_flush);
+            known.write = known.write.max(self.local_flush);
+            known.flush = known.write;
             self.connect(node(index));
             self.step(Event::State(index, WalSenderState::Streaming));
         }
@@ -323,7 +352,7 @@ impl World {
             for index in 0..3 {
                 self.clear_damage(node(index));
                 self.report(node(index));
-                self.ack(node(index));
+                self.step(Event::StandbyApply(index, u64::MAX / 2));
             }
             while !self.acks.is_empty() || !self.reports.is_empty() {
                 self.step(Event::DeliverAck(0));
@@ -349,8 +378,10 @@ fn events() -> impl Strategy<Value = Event> {
     ];
     prop_oneof![
         4 => (0_u64..6).prop_map(Event::LocalFlush),
-        10 => (0_usize..3, 0_u64..9).prop_map(|(index, bytes)| Event::StandbyFlush(index, bytes)),
-        12 => (0_usize..9).prop_map(Event::DeliverAck),
+        8 => (0_usize..3, 0_u64..9).prop_map(|(index, bytes)| Event::StandbyWrite(index, bytes)),
+        8 => (0_usize..3, 0_u64..12).prop_map(|(index, bytes)| Event::StandbyFlush(index, bytes)),
+        3 => (0_usize..3, 0_u64..12).prop_map(|(index, bytes)| Event::StandbyApply(index, bytes)),
+        14 => (0_usize..9).prop_map(Event::DeliverAck),
         5 => (0_usize..3).prop_map(Event::Connect),
         8 => (0_usize..3, state).prop_map(|(index, state)| Event::State(index, state)),
         3 => (0_usize..3).prop_map(Event::Disconnect),
@@ -398,7 +429,8 @@ proptest! {
         prop_assert_eq!(world.manager.poll_proposal(), None);
         let enough = status.wanted.acks as usize <= status.wanted.members.len();
         prop_assert!(world.nodes.values().all(|known| !known.damaged), "a damaged node was not let off the list");
-        prop_assert!(!enough || world.manager.safe_lsn() == Lsn::new(world.local_flush), "commits wait: {:?}", status);
+        let all = [world.manager.remote_write_lsn(), world.manager.safe_lsn(), world.manager.remote_apply_lsn()];
+        prop_assert!(!enough || all == [Lsn::new(world.local_flush); 3], "commits wait: {:?}", status);
     }
 
     #[test]

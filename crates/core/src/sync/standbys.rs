@@ -7,6 +7,10 @@
 //! epoch stays it is simply true, and once the standby is damaged no election counts it, so that any
 //! `|members| - acks + 1` *undamaged* members still hold one of the others that acknowledged.
 //!
+//! The same holds for what it has written and not flushed yet, but for a crash of its host: a process that dies leaves
+//! what it wrote to its operating system, and its recovery flushes that before it says where it stands. That is the one
+//! exception that INV-DURABLE makes for `remote_write`.
+//!
 //! What does not outlive it:
 //! - a newer connection of the node supersedes the older: whatever the older still says is ignored;
 //! - the first acknowledgement of a connection replaces what earlier ones had told: what was said last is believed;
@@ -59,8 +63,31 @@ pub enum WalSenderState {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Standbys {
     by_node: BTreeMap<NodeId, Standby>,
-    /// The believed flush of each node in `by_node` that has one.
-    flushes: BTreeMap<NodeId, Lsn>,
+    believed: Believed,
+}
+
+/// What counts: the acknowledged positions of each node that has acknowledged and is believed.
+///
+/// Invariant: the same nodes in all three; of one node, write >= flush >= apply.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Believed {
+    pub writes: BTreeMap<NodeId, Lsn>,
+    pub flushes: BTreeMap<NodeId, Lsn>,
+    pub applies: BTreeMap<NodeId, Lsn>,
+}
+
+impl Believed {
+    fn insert(&mut self, node: NodeId, ack: Ack) {
+        self.writes.insert(node, ack.write);
+        self.flushes.insert(node, ack.flush);
+        self.applies.insert(node, ack.apply);
+    }
+
+    fn retain(&mut self, keep: impl Fn(NodeId) -> bool) {
+        for positions in [&mut self.writes, &mut self.flushes, &mut self.applies] {
+            positions.retain(|node, _| keep(*node));
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -73,7 +100,7 @@ pub(super) struct Standby {
     pub damage_epoch: u64,
     /// What it said of itself last.
     pub report: Option<Report>,
-    /// For people; `flush` is also in [`Standbys::flushes`], where it counts.
+    /// For people; where it counts it is in [`Believed`].
     pub ack: Ack,
 }
 
@@ -132,8 +159,8 @@ impl Standbys {
     }
 
     /// What counts.
-    pub fn flushes(&self) -> &BTreeMap<NodeId, Lsn> {
-        &self.flushes
+    pub fn believed(&self) -> &Believed {
+        &self.believed
     }
 
     pub fn connected(&mut self, id: ConnectionId, node: NodeId, incarnation: Incarnation, damage_epoch: u64) {
@@ -157,7 +184,8 @@ impl Standbys {
             flush: ack.flush.max(before.flush),
             apply: ack.apply.max(before.apply),
         };
-        self.flushes.insert(node, standby.ack.flush);
+        let ack = standby.ack;
+        self.believed.insert(node, ack);
         if is_first { AckEffect::FirstOfConnection } else { AckEffect::Further }
     }
 
@@ -193,7 +221,7 @@ impl Standbys {
         if damage_epoch > standby.damage_epoch {
             standby.damage_epoch = damage_epoch;
             standby.ack = Ack::default();
-            self.flushes.remove(&node);
+            self.believed.retain(|other| other != node);
         }
     }
 
@@ -201,7 +229,7 @@ impl Standbys {
     pub fn retain(&mut self, keep: impl Fn(NodeId) -> bool) {
         self.by_node.retain(|node, standby| standby.connection.is_some() || keep(*node));
         let by_node = &self.by_node;
-        self.flushes.retain(|node, _| by_node.contains_key(node));
+        self.believed.retain(|node| by_node.contains_key(&node));
     }
 }
 

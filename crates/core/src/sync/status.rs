@@ -13,6 +13,10 @@ use crate::state::SyncList;
 pub struct SyncStatus {
     /// The highest LSN that was ever published as safe.
     pub safe_lsn: Lsn,
+    /// As commits at level `remote_write` wait for it.
+    pub remote_write_lsn: Lsn,
+    /// As commits at level `remote_apply` wait for it.
+    pub remote_apply_lsn: Lsn,
     /// The rule in force: the list in Raft, as of this generation.
     pub list: SyncList,
     /// Of the applied cluster state.
@@ -105,6 +109,16 @@ pub enum SyncWait {
         /// What it acknowledged.
         flush: Lsn,
         /// The highest LSN that was published as safe.
+        needs: Lsn,
+    },
+    /// On the way into the list: a commit was acknowledged at level `remote_write` that it has not written.
+    #[error("the new sync list waits for node {node}, which has written {write}, to write {needs}")]
+    CatchUpWrite {
+        /// Who.
+        node: NodeId,
+        /// What it acknowledged.
+        write: Lsn,
+        /// The highest LSN that was acknowledged at level `remote_write`.
         needs: Lsn,
     },
     /// The new list has been proposed.

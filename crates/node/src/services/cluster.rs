@@ -1,4 +1,7 @@
-//! The `Cluster` service: what this node knows of the cluster, and every timeline there was.
+//! The `Cluster` service: what this node knows of the cluster, and every timeline there was. What the primary alone can
+//! tell, of its standbys and of who waits for them, stands in `replication` and `waiting`.
+
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -6,11 +9,15 @@ use understudy_control::Control;
 use understudy_core::observation::{NodeRole, StreamState};
 use understudy_core::state::{ClusterState, Member};
 use understudy_core::sync::{StandbyNames, SyncMethod};
+use understudy_engine::Engine;
+use understudy_rpc::error::RpcError;
 use understudy_rpc::v1;
 use understudy_types::{Lsn, NodeId};
 
-use super::members;
+use super::{members, replication, waiting};
 use crate::confirmer::Confirmer;
+use crate::sync_list::SyncListTask;
+use crate::upstream::Upstream;
 use crate::view::{NodeSeen, NodeView};
 
 /// A node that was not heard for this long is shown as unreachable, in milliseconds.
@@ -20,13 +27,51 @@ const UNREACHABLE_MS: u64 = 1_000;
 pub struct ClusterService {
     view: watch::Receiver<NodeView>,
     confirmer: Confirmer,
+    upstream: Arc<Upstream>,
     control: Control,
 }
 
 impl ClusterService {
     /// Over what the agent publishes. Changes go to Raft.
-    pub fn new(view: watch::Receiver<NodeView>, confirmer: Confirmer, control: Control) -> Self {
-        Self { view, confirmer, control }
+    pub fn new(
+        view: watch::Receiver<NodeView>,
+        confirmer: Confirmer,
+        upstream: Arc<Upstream>,
+        control: Control,
+    ) -> Self {
+        Self { view, confirmer, upstream, control }
+    }
+
+    /// This node as the primary, with the sync list of its timeline, or why it is not to be asked.
+    fn primary(&self, asked: &str) -> Result<Primary, RpcError> {
+        let view = self.view.borrow().clone();
+        let engine = view.engine.clone().filter(|engine| engine.is_primary().is_some());
+        match (engine, self.upstream.sync()) {
+            (Some(engine), Some(sync)) => Ok(Primary { view, engine, sync }),
+            (Some(_), None) | (None, _) => Err(view.refusal(asked)),
+        }
+    }
+}
+
+/// The primary, at the moment of a question.
+pub(super) struct Primary {
+    pub view: NodeView,
+    pub engine: Engine,
+    pub sync: SyncListTask,
+}
+
+impl Primary {
+    pub fn name_of(&self, id: NodeId) -> String {
+        name_of(&self.view.cluster, id)
+    }
+}
+
+pub(super) fn sync_status(cluster: &ClusterState) -> v1::SyncStatus {
+    v1::SyncStatus {
+        mode: cluster.settings.sync_mode.to_string(),
+        synchronous_standby_names: cluster.settings.synchronous_standby_names.clone(),
+        members: cluster.sync.members.iter().map(|id| name_of(cluster, *id)).collect(),
+        acks: cluster.sync.acks,
     }
 }
 
@@ -161,12 +206,7 @@ fn status(view: &NodeView, confirmed_here: bool) -> v1::StatusResponse {
             reason: election.reason.clone(),
             blocked: view.blocked.clone().unwrap_or_default(),
         }),
-        sync: Some(v1::SyncStatus {
-            mode: cluster.settings.sync_mode.to_string(),
-            synchronous_standby_names: cluster.settings.synchronous_standby_names.clone(),
-            members: cluster.sync.members.iter().map(|id| name_of(cluster, *id)).collect(),
-            acks: cluster.sync.acks,
-        }),
+        sync: Some(sync_status(cluster)),
         raft: Some(v1::RaftStatus {
             leader: view.leadership.leader.map_or_else(String::new, |id| name_of(cluster, id)),
             term: view.leadership.term,
@@ -174,6 +214,10 @@ fn status(view: &NodeView, confirmed_here: bool) -> v1::StatusResponse {
         }),
         members: cluster.members.iter().map(|(id, member)| member_status(view, *id, member, primary_end)).collect(),
         answered_by: name_of(cluster, view.me),
+        // The primary alone knows.
+        waiting_commits: 0,
+        oldest_waiting_ms: 0,
+        waiting_for: String::new(),
     }
 }
 
@@ -200,7 +244,14 @@ fn history(cluster: &ClusterState) -> v1::HistoryResponse {
 impl v1::cluster_server::Cluster for ClusterService {
     async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let confirmed_here = self.confirmer.is_confirmed();
-        Ok(Response::new(status(&self.view.borrow(), confirmed_here)))
+        let mut status = status(&self.view.borrow(), confirmed_here);
+        if let Ok(primary) = self.primary("who waits") {
+            let waiting = waiting::waiting(&primary, 1);
+            status.waiting_commits = waiting.total;
+            status.oldest_waiting_ms = waiting.oldest_ms;
+            status.waiting_for = waiting.commits.into_iter().next().map_or_else(String::new, |commit| commit.why);
+        }
+        Ok(Response::new(status))
     }
 
     async fn history(&self, _request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
@@ -213,5 +264,29 @@ impl v1::cluster_server::Cluster for ClusterService {
     ) -> Result<Response<v1::ReplaceMemberResponse>, Status> {
         let answer = members::replace(&self.view, &self.control, request.into_inner()).await?;
         Ok(Response::new(answer))
+    }
+
+    async fn replication(
+        &self,
+        _request: Request<v1::ReplicationRequest>,
+    ) -> Result<Response<v1::ReplicationResponse>, Status> {
+        Ok(Response::new(replication::replication(&self.primary("the state of replication")?)))
+    }
+
+    async fn waiting(&self, request: Request<v1::WaitingRequest>) -> Result<Response<v1::WaitingResponse>, Status> {
+        let limit = usize::try_from(request.into_inner().limit).ok().filter(|limit| *limit > 0);
+        let primary = self.primary("the list of waiting commits")?;
+        Ok(Response::new(waiting::waiting(&primary, limit.unwrap_or(usize::MAX))))
+    }
+
+    async fn cancel_waiting(
+        &self,
+        request: Request<v1::CancelWaitingRequest>,
+    ) -> Result<Response<v1::CancelWaitingResponse>, Status> {
+        let which = waiting::which(&request.into_inner())?;
+        let primary = self.primary("ending the waits of commits")?;
+        let cancelled = primary.engine.cancel_waiting(which);
+        tracing::info!(?which, cancelled, "an administrator ended waits: these commits are unknown to their clients");
+        Ok(Response::new(v1::CancelWaitingResponse { cancelled }))
     }
 }

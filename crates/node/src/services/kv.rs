@@ -13,11 +13,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use understudy_engine::{Commit, CommitError, Condition, Engine, InvalidCommit, Precondition, UnknownReason};
+use understudy_engine::{
+    Commit, CommitError, Committed, Condition, Engine, InvalidCommit, Precondition, UnknownReason,
+};
 use understudy_rpc::error::{RpcError, UnknownWhy};
 use understudy_rpc::{convert, v1};
 use understudy_store::{KeyRange, PageLimit};
-use understudy_types::{Position, TimelineId, limits};
+use understudy_types::{DurabilityLevel, Position, TimelineId, limits};
 use understudy_wal::Op;
 
 use crate::confirmer::{Confirmer, Unconfirmed};
@@ -70,13 +72,7 @@ impl KvService {
     }
 
     fn refuse(&self, asked: &str) -> RpcError {
-        let view = self.view.borrow();
-        match view.primary() {
-            Some((id, name, address)) if id != view.me => RpcError::not_primary(asked, name, address),
-            Some(_) if view.primary_of.is_some() => RpcError::no_primary(asked, "this node is giving its timeline up"),
-            Some(_) => RpcError::no_primary(asked, "this node was promoted and has not opened its timeline"),
-            None => RpcError::no_primary(asked, &view.no_primary_reason()),
-        }
+        self.view.borrow().refusal(asked)
     }
 
     async fn read_point(
@@ -112,15 +108,26 @@ impl KvService {
 
     async fn commit_error(&self, error: CommitError, asked: &Asked, deadline: Instant) -> RpcError {
         match error {
+            // It rests on this node being the primary, as a read does.
+            CommitError::PreconditionFailed { .. } => match self.confirm("a commit", asked.timeline, deadline).await {
+                Ok(()) => self.told(error, asked),
+                Err(error) => error,
+            },
+            CommitError::NotPrimary
+            | CommitError::QueueFull { .. }
+            | CommitError::Invalid(_)
+            | CommitError::NotDecided { .. }
+            | CommitError::Unknown { .. } => self.told(error, asked),
+        }
+    }
+
+    /// In the words of the wire.
+    fn told(&self, error: CommitError, asked: &Asked) -> RpcError {
+        match error {
             CommitError::NotPrimary => self.refuse("a commit"),
-            CommitError::PreconditionFailed { index, key } => {
-                match self.confirm("a commit", asked.timeline, deadline).await {
-                    Ok(()) => {
-                        let required = asked.required.get(index).map_or("what was asked", String::as_str);
-                        RpcError::precondition_failed(&key, required, "something else")
-                    }
-                    Err(error) => error,
-                }
+            CommitError::PreconditionFailed { index, key, found } => {
+                let required = asked.required.get(index).map_or("what was asked", String::as_str);
+                RpcError::precondition_failed(&key, required, &describe_found(found))
             }
             CommitError::QueueFull { bytes_max, .. } => {
                 RpcError::queue_full(usize::try_from(bytes_max).unwrap_or(usize::MAX))
@@ -132,18 +139,111 @@ impl KvService {
                     UnknownReason::Deadline => UnknownWhy::Deadline,
                     UnknownReason::StepDown => UnknownWhy::StepDown,
                     UnknownReason::Stopping | UnknownReason::Failed => UnknownWhy::Stopping,
+                    UnknownReason::Cancelled => UnknownWhy::Cancelled,
                 };
                 RpcError::commit_outcome_unknown(position, why)
             }
         }
     }
+
+    /// Each commit of a batch with its own result. What is malformed in one of them is that one's alone.
+    async fn batch(&self, requests: Vec<v1::CommitRequest>, deadline: Instant) -> Result<Vec<BatchResult>, RpcError> {
+        check_batch(&requests)?;
+        let (engine, timeline) = self.primary("a commit")?;
+        let default_level = self.view.borrow().default_durability();
+        let mut commits = Vec::with_capacity(requests.len());
+        let asked: Vec<Result<Asked, RpcError>> = requests
+            .into_iter()
+            .map(|request| {
+                let commit = commit(request, default_level)?;
+                let asked = Asked::new(timeline, &commit);
+                commits.push(commit);
+                Ok(asked)
+            })
+            .collect();
+        let mut outcomes = engine.commit_batch(commits, deadline).await.into_iter();
+        let mut confirmed: Option<Result<(), RpcError>> = None;
+        let mut results = Vec::with_capacity(asked.len());
+        for asked in asked {
+            let asked = match asked {
+                Ok(asked) => asked,
+                // It was not handed to the engine: the next outcome is the next commit's.
+                Err(error) => {
+                    results.push(Err(error));
+                    continue;
+                }
+            };
+            let outcome = outcomes.next().unwrap_or(Err(CommitError::NotPrimary));
+            let needs_round = matches!(outcome, Err(CommitError::PreconditionFailed { .. }));
+            if needs_round && confirmed.is_none() {
+                // One round for all of them: they were decided before it began.
+                confirmed = Some(self.confirm("a commit", timeline, deadline).await);
+            }
+            results.push(match (outcome, &confirmed) {
+                (Ok(committed), _) => Ok(committed),
+                (Err(_), Some(Err(unconfirmed))) if needs_round => Err(unconfirmed.clone()),
+                (Err(error), _) => Err(self.told(error, &asked)),
+            });
+        }
+        Ok(results)
+    }
+
+    fn committed(&self, committed: Committed) -> v1::CommitResponse {
+        v1::CommitResponse {
+            position: Some(committed.position.into()),
+            already_done: committed.already_done,
+            node_id: self.view.borrow().me.to_string(),
+        }
+    }
 }
+
+type BatchResult = Result<Committed, RpcError>;
 
 /// What is remembered of a commit for the answer.
 struct Asked {
     timeline: TimelineId,
     /// The conditions, for people, in the order of the preconditions.
     required: Vec<String>,
+}
+
+impl Asked {
+    fn new(timeline: TimelineId, commit: &Commit) -> Self {
+        let required = commit.preconditions.iter().map(|precondition| describe(&precondition.condition)).collect();
+        Self { timeline, required }
+    }
+}
+
+/// What stood in the way of a precondition: the version of the value, or that there is none.
+fn describe_found(found: Option<Position>) -> String {
+    found.map_or_else(|| "no value".to_owned(), |version| format!("version {version}"))
+}
+
+/// The bounds of a whole batch; those of each commit are looked at one by one.
+fn check_batch(requests: &[v1::CommitRequest]) -> Result<(), RpcError> {
+    if requests.is_empty() {
+        return Err(RpcError::invalid_argument("the batch has no commits; give at least one"));
+    }
+    if requests.len() > limits::BATCH_COMMITS_MAX {
+        return Err(RpcError::limit_exceeded("the batch", requests.len(), limits::BATCH_COMMITS_MAX, "commits"));
+    }
+    let bytes: usize = requests.iter().map(batch_bytes).sum();
+    if bytes > limits::COMMIT_BYTES_MAX {
+        return Err(RpcError::limit_exceeded("the batch", bytes, limits::COMMIT_BYTES_MAX, "bytes of keys and values"));
+    }
+    Ok(())
+}
+
+fn batch_bytes(request: &v1::CommitRequest) -> usize {
+    let operations = request.operations.iter().map(|operation| match &operation.operation {
+        Some(v1::operation::Operation::Put(put)) => put.key.len() + put.value.len(),
+        Some(v1::operation::Operation::Delete(delete)) => delete.key.len(),
+        None => 0,
+    });
+    let preconditions = request.preconditions.iter().map(|precondition| match &precondition.condition {
+        Some(v1::precondition::Condition::ValueEquals(value)) => precondition.key.len() + value.len(),
+        Some(_) | None => precondition.key.len(),
+    });
+    operations.chain(preconditions).sum()
 }
 
 fn describe(condition: &Condition) -> String {
@@ -241,13 +341,13 @@ fn precondition(precondition: v1::Precondition) -> Result<Precondition, RpcError
 }
 
 /// The commit that a request means. Sizes are the engine's to check.
-fn commit(request: v1::CommitRequest) -> Result<Commit, RpcError> {
+fn commit(request: v1::CommitRequest, default_level: DurabilityLevel) -> Result<Commit, RpcError> {
     if request.operations.is_empty() {
         return Err(RpcError::invalid_argument("the commit has no operations; to check a key, read it"));
     }
     Ok(Commit {
         request_id: convert::request_id(&request.request_id)?,
-        level: convert::durability(request.durability)?,
+        level: convert::durability(request.durability)?.unwrap_or(default_level),
         ops: request.operations.into_iter().map(operation).collect::<Result<_, _>>()?,
         preconditions: request.preconditions.into_iter().map(precondition).collect::<Result<_, _>>()?,
     })
@@ -341,18 +441,30 @@ impl v1::kv_server::Kv for KvService {
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
         let deadline = deadline(&request, COMMIT_DEADLINE);
-        let commit = commit(request.into_inner())?;
+        let default_level = self.view.borrow().default_durability();
+        let commit = commit(request.into_inner(), default_level)?;
         let (engine, timeline) = self.primary("a commit")?;
-        let required = commit.preconditions.iter().map(|precondition| describe(&precondition.condition)).collect();
-        let asked = Asked { timeline, required };
+        let asked = Asked::new(timeline, &commit);
         match engine.commit(commit, deadline).await {
-            Ok(committed) => Ok(Response::new(v1::CommitResponse {
-                position: Some(committed.position.into()),
-                already_done: committed.already_done,
-                node_id: self.view.borrow().me.to_string(),
-            })),
+            Ok(committed) => Ok(Response::new(self.committed(committed))),
             Err(error) => Err(self.commit_error(error, &asked, deadline).await.into()),
         }
+    }
+
+    async fn commit_batch(
+        &self,
+        request: Request<v1::CommitBatchRequest>,
+    ) -> Result<Response<v1::CommitBatchResponse>, Status> {
+        let deadline = deadline(&request, COMMIT_DEADLINE);
+        let results = self.batch(request.into_inner().commits, deadline).await?;
+        let results = results.into_iter().map(|result| {
+            let result = match result {
+                Ok(committed) => v1::commit_result::Result::Committed(self.committed(committed)),
+                Err(error) => v1::commit_result::Result::Failed(error.into()),
+            };
+            v1::CommitResult { result: Some(result) }
+        });
+        Ok(Response::new(v1::CommitBatchResponse { results: results.collect() }))
     }
 }
 

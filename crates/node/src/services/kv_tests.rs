@@ -1,5 +1,45 @@
 use super::*;
 
+const LEVEL: DurabilityLevel = DurabilityLevel::On;
+
+fn delete(key: &'static [u8]) -> v1::Operation {
+    let delete = v1::Delete { key: key.into() };
+    v1::Operation { operation: Some(v1::operation::Operation::Delete(delete)) }
+}
+
+#[test]
+fn a_commit_without_a_level_has_the_clusters_default() {
+    let request = v1::CommitRequest { operations: vec![delete(b"k")], ..Default::default() };
+    for default in DurabilityLevel::ALL {
+        assert_eq!(commit(request.clone(), default).expect("valid").level, default);
+        let named = v1::CommitRequest { durability: v1::Durability::RemoteWrite.into(), ..request.clone() };
+        assert_eq!(commit(named, default).expect("valid").level, DurabilityLevel::RemoteWrite);
+    }
+}
+
+#[test]
+fn a_batch_is_bounded_as_a_whole() {
+    let small = v1::CommitRequest { operations: vec![delete(b"k")], ..Default::default() };
+    assert!(check_batch(&[]).is_err_and(|error| error.message.contains("no commits")));
+    assert!(check_batch(&vec![small.clone(); limits::BATCH_COMMITS_MAX]).is_ok());
+    let error = check_batch(&vec![small; limits::BATCH_COMMITS_MAX + 1]).expect_err("too many");
+    assert!(error.message.contains("1001") && error.message.contains("1000"), "{error}");
+    let value = Bytes::from(vec![0; limits::VALUE_BYTES_MAX]);
+    let put = v1::operation::Operation::Put(v1::Put { key: "k".into(), value });
+    let large = v1::CommitRequest { operations: vec![v1::Operation { operation: Some(put) }], ..Default::default() };
+    assert!(check_batch(&vec![large.clone(); 2]).is_ok());
+    assert!(check_batch(&vec![large; 3]).is_err_and(|error| error.message.contains("12582912")));
+}
+
+#[test]
+fn what_was_found_is_said() {
+    assert_eq!(describe_found(None), "no value");
+    assert_eq!(
+        describe_found(Some(Position::new(TimelineId::new(2), understudy_types::Lsn::new(0xA0)))),
+        "version 0/000000A0@2"
+    );
+}
+
 #[test]
 fn reads_the_timeouts_of_grpc() {
     assert_eq!(parse_timeout("100m"), Some(Duration::from_millis(100)));
@@ -20,18 +60,18 @@ fn keys_and_values_have_bounds() {
 
 #[test]
 fn a_commit_says_what_is_wrong_with_it() {
-    let empty = commit(v1::CommitRequest::default()).expect_err("no operations");
+    let empty = commit(v1::CommitRequest::default(), LEVEL).expect_err("no operations");
     assert!(empty.to_string().contains("no operations"), "{empty}");
     let neither = v1::CommitRequest { operations: vec![v1::Operation::default()], ..Default::default() };
-    assert!(commit(neither).expect_err("neither").to_string().contains("neither put nor delete"));
+    assert!(commit(neither, LEVEL).expect_err("neither").to_string().contains("neither put nor delete"));
     let delete = || v1::Operation { operation: Some(v1::operation::Operation::Delete(v1::Delete { key: "k".into() })) };
     let level = v1::CommitRequest { operations: vec![delete()], durability: 99, ..Default::default() };
-    assert!(commit(level).is_err());
+    assert!(commit(level, LEVEL).is_err());
     let short_id = v1::CommitRequest { operations: vec![delete()], request_id: "abc".into(), ..Default::default() };
-    assert!(commit(short_id).is_err());
+    assert!(commit(short_id, LEVEL).is_err());
     let condition = v1::Precondition { key: "k".into(), condition: None };
     let unset = v1::CommitRequest { operations: vec![delete()], preconditions: vec![condition], ..Default::default() };
-    assert!(commit(unset).expect_err("no condition").to_string().contains("no condition"));
+    assert!(commit(unset, LEVEL).expect_err("no condition").to_string().contains("no condition"));
 }
 
 #[test]

@@ -4,6 +4,8 @@ mod cluster;
 mod health;
 mod kv;
 mod members;
+mod replication;
+mod waiting;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -60,9 +62,10 @@ pub struct ServiceParts<G> {
 pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<Result<(), tonic::transport::Error>>) {
     let (health, health_service) = Health::new().await;
     let stop = parts.stop.clone();
-    let replication = ReplicationService::new(parts.upstream, parts.stop.clone());
+    let replication = ReplicationService::new(Arc::clone(&parts.upstream), parts.stop.clone());
     let kv = kv::KvService::new(parts.view.clone(), parts.confirmer.clone());
-    let cluster = cluster::ClusterService::new(parts.view, parts.confirmer, parts.control.clone());
+    let cluster =
+        cluster::ClusterService::new(parts.view, parts.confirmer, parts.upstream, parts.control.clone());
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
