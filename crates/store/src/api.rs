@@ -4,7 +4,7 @@
 //! sees the versions whose commit ends at or below it: as long as the caller stays at or below an applied
 //! position that it was told of, the answer never changes, so reads need no snapshot and no lock.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use understudy_types::{Lsn, Position, RequestId, SystemId, TimelineId};
@@ -82,6 +82,18 @@ pub struct ScanPage {
     pub next: Option<Bytes>,
 }
 
+/// A file of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointFile {
+    /// Within the checkpoint's directory.
+    pub name: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// Whether a file of this name and size has the same content in every checkpoint of the same store: a
+    /// checksum of it may be kept. Two stores give the same names to different content.
+    pub immutable: bool,
+}
+
 /// A store failed, or was asked for what it cannot do.
 ///
 /// What to do: [`StoreError::Rocks`] and [`StoreError::Corrupt`] crash the node (recovery starts over from
@@ -128,6 +140,24 @@ pub enum StoreError {
         found: SystemId,
         /// Who asks.
         expected: SystemId,
+    },
+    /// A checkpoint is made in a directory of its own.
+    #[error("cannot make a checkpoint in {path}: it is there already; remove it, or name another directory")]
+    CheckpointExists {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// The store lies in memory.
+    #[error("cannot make a checkpoint: this store has no files")]
+    NoFiles,
+    /// A checkpoint's directory cannot be read.
+    #[error("cannot list the files of the checkpoint {path}")]
+    List {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
     },
     /// Commits were handed over that do not continue the applied position in the order of their LSNs.
     #[error("cannot apply a commit that ends at {lsn} and move to {to}: the store has applied up to {applied}")]
@@ -202,4 +232,12 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// When it cannot be written.
     fn flush(&self) -> Result<Position, StoreError>;
+
+    /// Makes a copy of the store in `dir`, which must not be there, while commits go on; hard links, so that it costs
+    /// little and pins space until it is removed. Returns the applied position that the copy holds: opened as a
+    /// store it is the replay up to there. When it fails it leaves nothing.
+    ///
+    /// # Errors
+    /// When `dir` is there, the store has no files, or they cannot be written.
+    fn checkpoint(&self, dir: &Path) -> Result<Position, StoreError>;
 }

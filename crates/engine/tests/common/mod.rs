@@ -104,6 +104,10 @@ impl Store for WatchedStore {
     fn flush(&self) -> Result<Position, StoreError> {
         self.inner.flush()
     }
+
+    fn checkpoint(&self, dir: &std::path::Path) -> Result<Position, StoreError> {
+        self.inner.checkpoint(dir)
+    }
 }
 
 pub fn confirm(engine: &Engine) {

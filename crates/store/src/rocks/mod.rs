@@ -12,9 +12,12 @@
 //!           "format"                                  ->  version u32 LE | system id u64 LE
 //! ```
 
+mod checkpoint;
 mod options;
 
-use std::path::PathBuf;
+pub use checkpoint::checkpoint_files;
+
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -304,5 +307,9 @@ impl Store for RocksStore {
         let families: Vec<_> = families.iter().collect();
         self.db.flush_cfs_opt(&families, &options).map_err(self.failed("be flushed"))?;
         self.durable_applied()
+    }
+
+    fn checkpoint(&self, dir: &Path) -> Result<Position, StoreError> {
+        self.make_checkpoint(dir)
     }
 }
