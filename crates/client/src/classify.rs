@@ -58,6 +58,7 @@ fn of_node(error: RpcError) -> Failed {
         | Reason::LimitExceeded
         | Reason::InvalidArgument
         | Reason::WrongCluster
+        | Reason::WalRemoved
         | Reason::WrongNode => Next::Reject(error.clone()),
     };
     let position = position_of(&error);

@@ -2,7 +2,7 @@
 //!
 //! | family | meaning | what the caller does |
 //! |---|---|---|
-//! | [`Refusal`] | the upstream does not take the standby on | reject with the text; the standby tries again later, or rejoins first |
+//! | [`Refusal`] | the upstream does not take the standby on | reject with the text; the standby tries again later, rejoins first, or is seeded |
 //! | [`AckError`] | the standby acknowledged what cannot be | end the connection |
 //! | [`TimedOut`] | the peer is silent | end the connection |
 //! | [`Failure`] | the standby's attempt came to nothing | retry after a pause |
@@ -96,6 +96,19 @@ pub enum Refusal {
         start_lsn: Lsn,
         /// The first position.
         log_start: Lsn,
+    },
+    /// It was there, and was removed: PostgreSQL's words.
+    #[error(
+        "requested WAL segment {segment} has already been removed: the standby's WAL ends at {start_lsn}, \
+         and this node's is kept from {first} on; the standby must be seeded"
+    )]
+    Removed {
+        /// What was asked for.
+        start_lsn: Lsn,
+        /// The first position that is kept here.
+        first: Lsn,
+        /// The file that it stood in.
+        segment: String,
     },
     /// Only what cannot change any more is fetched.
     #[error(
@@ -205,6 +218,14 @@ pub enum Failure {
     /// The upstream is silent.
     #[error(transparent)]
     TimedOut(#[from] TimedOut),
+    /// The upstream has removed what comes next: only seeding helps. The text is its own, in PostgreSQL's words.
+    #[error("{reason}")]
+    WalRemoved {
+        /// The name of the file that is gone.
+        segment: String,
+        /// The upstream's words.
+        reason: String,
+    },
     /// Another cluster answered.
     #[error("the upstream belongs to cluster {upstream}, this node to cluster {standby}")]
     SystemId {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
+use understudy_rpc::error::{Reason, RpcError};
 use understudy_rpc::v1;
 use understudy_types::{Lsn, Position, TimelineHistory};
 
@@ -29,15 +30,27 @@ const OUTBOUND_MESSAGES_MAX: usize = 4;
 /// How soon to look again at what is overdue, in milliseconds.
 const OVERDUE_LOOK_MS: u64 = 10;
 
-type Opening = Pin<Box<dyn Future<Output = Result<Box<Opened>, String>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Box<Opened>, NotOpened>> + Send>>;
 
 enum Event {
     LogMoved,
     Switched(Result<(), String>),
-    Opened(Result<Box<Opened>, String>),
+    Opened(Result<Box<Opened>, NotOpened>),
     Room,
     Incoming(Result<Option<v1::FromUpstream>, tonic::Status>),
     Tick,
+}
+
+/// Why there is no stream.
+enum NotOpened {
+    Refused(Box<tonic::Status>),
+    Unreachable(String),
+}
+
+impl From<String> for NotOpened {
+    fn from(reason: String) -> Self {
+        Self::Unreachable(reason)
+    }
 }
 
 struct Opened {
@@ -178,7 +191,7 @@ impl<L: LogSink> Link<L> {
         Box::pin(async move {
             match tokio::time::timeout(within, opening).await {
                 Ok(outcome) => outcome,
-                Err(_) => Err(format!("{address} did not answer within {} ms", within.as_millis())),
+                Err(_) => Err(format!("{address} did not answer within {} ms", within.as_millis()).into()),
             }
         })
     }
@@ -200,7 +213,7 @@ impl<L: LogSink> Link<L> {
         }
     }
 
-    fn on_opened(&mut self, opened: Result<Box<Opened>, String>, now_ms: u64) {
+    fn on_opened(&mut self, opened: Result<Box<Opened>, NotOpened>, now_ms: u64) {
         self.opening = None;
         match opened {
             Ok(opened) => {
@@ -210,7 +223,13 @@ impl<L: LogSink> Link<L> {
                 self.inbound = Some(inbound);
                 self.receiver.handle_connected(now_ms);
             }
-            Err(reason) => self.receiver.handle_connect_failed(reason, now_ms),
+            Err(NotOpened::Unreachable(reason)) => self.receiver.handle_connect_failed(reason, now_ms),
+            Err(NotOpened::Refused(status)) => match removed_segment(&status) {
+                Some(segment) => {
+                    self.receiver.handle_wal_removed(segment, status.message().to_owned(), now_ms);
+                }
+                None => self.receiver.handle_connect_failed(describe(&status), now_ms),
+            },
         }
     }
 
@@ -221,7 +240,13 @@ impl<L: LogSink> Link<L> {
                 Err(error) => Some(error.to_string()),
             },
             Ok(None) => None,
-            Err(status) => Some(describe(&status)),
+            Err(status) => {
+                if let Some(segment) = removed_segment(&status) {
+                    self.inbound = None;
+                    return self.receiver.handle_wal_removed(segment, status.message().to_owned(), now_ms);
+                }
+                Some(describe(&status))
+            }
         };
         self.inbound = None;
         self.receiver.handle_closed(closed, now_ms);
@@ -249,7 +274,7 @@ async fn open(
     address: String,
     timing: ReceiverTiming,
     start: Start,
-) -> Result<Box<Opened>, String> {
+) -> Result<Box<Opened>, NotOpened> {
     let channel = match channel {
         Some(channel) => channel,
         None => {
@@ -261,8 +286,14 @@ async fn open(
     let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES_MAX);
     outbound.try_send(FromStandby::Start(start).into()).map_err(|error| error.to_string())?;
     let answer = transport::client(channel.clone()).stream(ReceiverStream::new(messages)).await;
-    let inbound = answer.map_err(|status| describe(&status))?.into_inner();
+    let inbound = answer.map_err(|status| NotOpened::Refused(Box::new(status)))?.into_inner();
     Ok(Box::new(Opened { channel, outbound, inbound }))
+}
+
+/// The segment that the upstream says it has removed; none when it says something else.
+fn removed_segment(status: &tonic::Status) -> Option<String> {
+    let error = RpcError::from_status(status).filter(|error| error.reason == Reason::WalRemoved)?;
+    Some(error.get("segment").unwrap_or_default().to_owned())
 }
 
 /// A status in the words that help: the peer's own, or the network's.
@@ -320,7 +351,7 @@ async fn joined(switching: &mut Option<JoinHandle<Result<(), LogError>>>) -> Res
     }
 }
 
-async fn opened(opening: &mut Option<Opening>) -> Result<Box<Opened>, String> {
+async fn opened(opening: &mut Option<Opening>) -> Result<Box<Opened>, NotOpened> {
     match opening {
         Some(opening) => opening.await,
         None => pending().await,

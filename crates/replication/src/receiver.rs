@@ -218,6 +218,24 @@ impl WalReceiver {
         }
     }
 
+    /// The upstream refuses, or ends the stream, because it has removed what comes next.
+    pub fn handle_wal_removed(&mut self, segment: String, reason: String, now_ms: u64) {
+        match self.phase {
+            Phase::Connecting | Phase::Handshake | Phase::Open { .. } => {
+                self.fail(Failure::WalRemoved { segment, reason }, now_ms);
+            }
+            Phase::Pause { .. } | Phase::AwaitHistory { .. } | Phase::Switching { .. } | Phase::Done => {}
+        }
+    }
+
+    /// The name of the segment that the upstream has removed and this node needs; none as long as streaming may help.
+    pub fn wal_removed(&self) -> Option<&str> {
+        match &self.failure {
+            Some(Failure::WalRemoved { segment, .. }) => Some(segment),
+            Some(_) | None => None,
+        }
+    }
+
     /// A message came.
     pub fn handle_message(&mut self, message: FromUpstream, now_ms: u64) {
         let outcome = match (self.phase, message) {

@@ -29,6 +29,7 @@
 
 use bytes::Bytes;
 use understudy_types::{Lsn, NodeId, SystemId, TimelineHistory, TimelineId};
+use understudy_wal::segment::segment_file_name_at;
 
 use crate::error::{AckError, Refusal, TimedOut};
 use crate::message::{Ack, AckPosition, Data, Keepalive, Start, Started, StreamState, WalFormat};
@@ -50,6 +51,8 @@ pub struct Upstream {
     pub node: NodeId,
     /// The chain that it serves: the present timeline is the latest.
     pub history: TimelineHistory,
+    /// The first position of its WAL that is kept.
+    pub first: Lsn,
     /// The end of its WAL, appended; for a fetch: of what lies on `history`.
     pub end: Lsn,
     /// Its safe LSN.
@@ -381,6 +384,10 @@ fn check_position(upstream: &Upstream, start: &Start) -> Result<(), Refusal> {
         Some(fork_lsn) if fork_lsn < start_lsn => Err(Refusal::PastFork { timeline, start_lsn, fork_lsn, latest }),
         Some(_) | None if start_lsn > upstream.end => {
             Err(Refusal::PastEnd { timeline, start_lsn, end_lsn: upstream.end })
+        }
+        Some(_) | None if start_lsn < upstream.first => {
+            let segment = segment_file_name_at(&upstream.history, start_lsn, upstream.format.segment_size);
+            Err(Refusal::Removed { start_lsn, first: upstream.first, segment })
         }
         Some(_) | None => Ok(()),
     }

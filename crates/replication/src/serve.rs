@@ -14,12 +14,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
+use understudy_rpc::error::RpcError;
 use understudy_rpc::v1;
 use understudy_rpc::v1::replication_server::ReplicationServer;
 use understudy_types::{Lsn, NodeId, SystemId, TimelineHistory};
 use understudy_wal::Decoder;
 use understudy_wal::segment::FORMAT_VERSION;
 
+use crate::error::Refusal;
 use crate::hooks::{Source, StandbyInfo, UpstreamHooks};
 use crate::message::{FromStandby, Start};
 use crate::seed::{self, SeedSource, Seeder};
@@ -185,6 +187,7 @@ impl<H: UpstreamHooks> v1::replication_server::Replication for ReplicationServic
             system_id: source.system_id,
             format: source.format,
             node: source.node,
+            first: source.wal.first(),
             end: end_on(&source, &history, &start, *appended.borrow_and_update()),
             safe: *safe.borrow_and_update(),
             sealed: self.hooks.sealed_for(),
@@ -192,7 +195,7 @@ impl<H: UpstreamHooks> v1::replication_server::Replication for ReplicationServic
         };
         let sender = WalSender::start(&upstream, &start, self.settings.timeout_ms, 0).map_err(|refusal| {
             tracing::warn!(standby = %start.node, ?address, %refusal, "a standby was refused");
-            Status::failed_precondition(refusal.to_string())
+            status_of(&refusal)
         })?;
         let admission = self.admit(start.node).await?;
         // What is acknowledged counts on the timeline that is served. A standby that is still on an ancestor gets the
@@ -288,6 +291,26 @@ impl<H: UpstreamHooks> ReplicationService<H> {
             ))
         })?;
         Ok(Registration::new(Arc::clone(&self.hooks), connection))
+    }
+}
+
+/// What a standby is answered that is not taken on. Removed WAL has a reason that its program understands.
+fn status_of(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::Removed { start_lsn, first, segment } => {
+            RpcError::wal_removed(refusal.to_string(), segment, *start_lsn, *first).into()
+        }
+        Refusal::SystemId { .. }
+        | Refusal::FormatVersion { .. }
+        | Refusal::SegmentSize { .. }
+        | Refusal::Itself { .. }
+        | Refusal::UnknownTimeline { .. }
+        | Refusal::PastFork { .. }
+        | Refusal::PastEnd { .. }
+        | Refusal::BeforeLog { .. }
+        | Refusal::NotSealed { .. }
+        | Refusal::FetchBackwards { .. }
+        | Refusal::FetchPastEnd { .. } => Status::failed_precondition(refusal.to_string()),
     }
 }
 

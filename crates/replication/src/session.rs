@@ -16,9 +16,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
+use understudy_rpc::error::RpcError;
 use understudy_rpc::v1;
 use understudy_types::{Lsn, NodeId};
-use understudy_wal::{Chunk, Decoder, WalReader};
+use understudy_wal::{Chunk, Decoder, WalError, WalReader};
 
 use crate::hooks::{ConnectionId, UpstreamHooks};
 use crate::link::{moved, next_look, since_ms, until};
@@ -88,6 +89,13 @@ enum Event<'a> {
     Appended,
     Safe,
     Tick,
+}
+
+/// Why there is no chunk.
+enum Unreadable {
+    Wal(Box<WalError>),
+    /// The read itself came to nothing.
+    Task(String),
 }
 
 enum Next {
@@ -200,10 +208,7 @@ impl<H: UpstreamHooks> Session<H> {
             Transmit::FetchDone => FromUpstream::FetchDone,
             Transmit::Stopping { reason } => FromUpstream::Stopping { reason },
             Transmit::Read { from, upto, bytes_max } => {
-                let chunk = self.read(upto, bytes_max).await.map_err(|error| {
-                    tracing::error!(standby = %self.standby, %from, %upto, %error, "the wal could not be read");
-                    Status::internal(format!("the wal from {from} to {upto} could not be read: {error}"))
-                })?;
+                let chunk = self.read(upto, bytes_max).await.map_err(|error| self.unreadable(from, upto, error))?;
                 let Some(chunk) = chunk else {
                     return Err(Status::internal(format!("there is no whole record from {from} to {upto}")));
                 };
@@ -226,8 +231,25 @@ impl<H: UpstreamHooks> Session<H> {
         }
     }
 
-    async fn read(&mut self, upto: Lsn, bytes_max: usize) -> Result<Option<Chunk>, String> {
-        let mut reader = self.reader.take().ok_or("the last read did not end")?;
+    /// What the standby is told when its WAL cannot be read: removed WAL in a way that its program understands.
+    fn unreadable(&self, from: Lsn, upto: Lsn, error: Unreadable) -> Status {
+        let standby = self.standby;
+        let why = match error {
+            Unreadable::Wal(error) => match *error {
+                WalError::Removed { asked, first, ref segment } => {
+                    return RpcError::wal_removed(error.to_string(), segment, asked, first).into();
+                }
+                other => other.to_string(),
+            },
+            Unreadable::Task(why) => why,
+        };
+        tracing::error!(%standby, %from, %upto, %why, "the wal could not be read");
+        Status::internal(format!("the wal from {from} to {upto} could not be read: {why}"))
+    }
+
+    async fn read(&mut self, upto: Lsn, bytes_max: usize) -> Result<Option<Chunk>, Unreadable> {
+        let task = |why: String| Unreadable::Task(why);
+        let mut reader = self.reader.take().ok_or_else(|| task("the last read did not end".to_owned()))?;
         let (reader, chunk) = if reader.from_memory() {
             let chunk = reader.read(upto, bytes_max);
             (reader, chunk)
@@ -236,10 +258,10 @@ impl<H: UpstreamHooks> Session<H> {
                 let chunk = reader.read(upto, bytes_max);
                 (reader, chunk)
             };
-            tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?
+            tokio::task::spawn_blocking(read).await.map_err(|error| task(error.to_string()))?
         };
         self.reader = Some(reader);
-        chunk.map_err(|error| error.to_string())
+        chunk.map_err(|error| Unreadable::Wal(Box::new(error)))
     }
 }
 

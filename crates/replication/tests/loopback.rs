@@ -442,3 +442,43 @@ async fn an_address_where_nobody_listens_is_named() {
     following.problem("not an address").await;
     following.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_whose_wal_is_gone_is_told_so_and_one_that_was_seeded_streams() {
+    // STR-4. The upstream's own log begins in the middle: it was seeded itself.
+    let (origin, _hooks, origin_server, history) = primary(MIB).await;
+    let at = {
+        origin.fill(3 * MIB, 40_000);
+        origin.wal.flush().unwrap();
+        origin.wal.end()
+    };
+    let upstream = seeded_from(&origin, 2, at);
+    assert!(upstream.wal.first() > SIZE.log_start());
+    let history = upstream.promote(&history);
+    let hooks = TestUpstream::primary(&upstream, &history);
+    let server = Server::start(&hooks).await;
+
+    let empty = TestNode::new(3);
+    let mut following = Following::start(&empty, empty.id, &server.address(), &history);
+    let status = following.until("the refusal", |status| status.wal_removed.is_some()).await;
+    assert_eq!(status.wal_removed.as_deref(), Some("000000010000000000000001"));
+    let problem = status.problem.expect("there is no stream");
+    assert!(
+        problem.starts_with("requested WAL segment 000000010000000000000001 has already been removed"),
+        "{problem}"
+    );
+    following.stop().await;
+
+    let seeded = seeded_from(&upstream, 4, at);
+    let mut following = Following::start(&seeded, seeded.id, &server.address(), &history);
+    following.streaming().await;
+    assert_eq!(following.status.borrow().wal_removed, None);
+    let end = upstream.put("after the seeding", "1");
+    hooks.acked(seeded.id, end).await;
+    upstream.wal.flush().unwrap();
+    assert_eq!(seeded.wal.end(), upstream.wal.end());
+    assert!(assert_same_segments(&upstream, &seeded, end) >= 1);
+    following.stop().await;
+    server.stop().await;
+    origin_server.stop().await;
+}

@@ -147,6 +147,7 @@ impl World {
                         format: FORMAT,
                         node: NodeId::new(1),
                         history: self.history.clone(),
+                        first: SegmentSize::MIN.log_start(),
                         end: lsn(self.primary.len()),
                         safe: Lsn::new(self.safe),
                         sealed: TimelineId::NONE,

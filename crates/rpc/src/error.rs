@@ -18,6 +18,7 @@
 //! | `INVALID_ARGUMENT` | `INVALID_ARGUMENT` | | no |
 //! | `WRONG_CLUSTER`, `WRONG_NODE` | `FAILED_PRECONDITION` | `expected`, `found` | no |
 //! | `NOT_LEADER` | `FAILED_PRECONDITION` | `leader`, `leader_address` | no |
+//! | `WAL_REMOVED` | `FAILED_PRECONDITION` | `segment`, `asked`, `first` | no |
 //! | `INTERNAL` | `INTERNAL` | | perhaps |
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,7 +26,7 @@ use std::fmt;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
-use understudy_types::Position;
+use understudy_types::{Lsn, Position};
 
 use crate::convert::escape;
 
@@ -62,13 +63,15 @@ pub enum Reason {
     WrongNode,
     /// Another node leads the control plane.
     NotLeader,
+    /// A standby needs WAL that its upstream has removed: it is seeded.
+    WalRemoved,
     /// Something that should not happen did.
     Internal,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 13] = [
+    pub const ALL: [Reason; 14] = [
         Self::NotPrimary,
         Self::NoPrimary,
         Self::NotReady,
@@ -81,6 +84,7 @@ impl Reason {
         Self::WrongCluster,
         Self::WrongNode,
         Self::NotLeader,
+        Self::WalRemoved,
         Self::Internal,
     ];
 
@@ -99,6 +103,7 @@ impl Reason {
             Self::WrongCluster => "WRONG_CLUSTER",
             Self::WrongNode => "WRONG_NODE",
             Self::NotLeader => "NOT_LEADER",
+            Self::WalRemoved => "WAL_REMOVED",
             Self::Internal => "INTERNAL",
         }
     }
@@ -124,7 +129,8 @@ impl Reason {
             | Self::LimitExceeded
             | Self::InvalidArgument
             | Self::WrongCluster
-            | Self::WrongNode => false,
+            | Self::WrongNode
+            | Self::WalRemoved => false,
         }
     }
 
@@ -142,7 +148,8 @@ impl Reason {
             | Self::InvalidArgument
             | Self::WrongCluster
             | Self::WrongNode
-            | Self::NotLeader => false,
+            | Self::NotLeader
+            | Self::WalRemoved => false,
         }
     }
 }
@@ -321,6 +328,15 @@ impl RpcError {
         }
     }
 
+    /// A standby asked for WAL from `asked`, which stood in `segment`; here it begins at `first`. `message` begins with
+    /// PostgreSQL's words.
+    pub fn wal_removed(message: impl Into<String>, segment: &str, asked: Lsn, first: Lsn) -> Self {
+        Self::new(Reason::WalRemoved, message)
+            .with("segment", segment)
+            .with("asked", asked.get())
+            .with("first", first.get())
+    }
+
     /// Something failed that should not: `message` says what and where to look.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Reason::Internal, message)
@@ -329,7 +345,7 @@ impl RpcError {
     /// The gRPC code that it is answered with.
     pub fn code(&self) -> Code {
         match self.reason {
-            Reason::NotPrimary | Reason::WrongCluster | Reason::WrongNode | Reason::NotLeader => {
+            Reason::NotPrimary | Reason::WrongCluster | Reason::WrongNode | Reason::NotLeader | Reason::WalRemoved => {
                 Code::FailedPrecondition
             }
             Reason::NoPrimary | Reason::NotReady | Reason::NotConfirmed => Code::Unavailable,

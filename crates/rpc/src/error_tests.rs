@@ -20,6 +20,12 @@ fn samples() -> Vec<RpcError> {
         RpcError::wrong_node("00000000000000aa", "00000000000000bb"),
         RpcError::not_leader("a proposal", Some(("c", "10.0.0.3:7400"))),
         RpcError::not_leader("a proposal", None),
+        RpcError::wal_removed(
+            "requested WAL segment 000000010000000000000001 has already been removed",
+            "000000010000000000000001",
+            Lsn::new(1 << 24),
+            Lsn::new(1 << 25),
+        ),
         RpcError::internal("the store failed; see the log of this node"),
     ]
 }

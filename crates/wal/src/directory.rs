@@ -7,15 +7,17 @@
 //! wal/diverged/...               what a truncation cut off, kept for people
 //! ```
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use understudy_types::{SegmentNo, SegmentSize, SystemId, TimelineId};
+use understudy_types::{Lsn, SegmentNo, SegmentSize, SystemId, TimelineId};
 
+use crate::chain::Chain;
 use crate::error::WalError;
 use crate::files::{File, Files, is_temporary, temporary_of};
-use crate::segment::{SegmentHeader, parse_segment_file_name, segment_file_name};
+use crate::segment::{SegmentHeader, parse_segment_file_name, segment_file_name, segment_file_name_at};
 
 /// How much is zeroed, copied or read at a time.
 pub(crate) const COPY_BYTES: usize = 1 << 20;
@@ -72,6 +74,29 @@ impl Directory {
             .map(|(timeline, segment)| SegmentFile { timeline, segment })
             .collect();
         Ok(found)
+    }
+
+    /// Where the log that ends at `end` begins: WAL below was removed, or never was here. Known by the files: from
+    /// the end downwards, as far as there is one of every segment.
+    pub(crate) fn first_kept(&self, chain: &Chain, end: Lsn) -> Result<Lsn, WalError> {
+        let files: BTreeSet<SegmentFile> = self.segments()?.into_iter().collect();
+        let size = self.segment_size;
+        let mut first = end;
+        while first > size.log_start() {
+            let segment = size.segment_of(Lsn::new(first.get() - 1));
+            let file = SegmentFile { timeline: chain.timeline_of_file(segment, size), segment };
+            if !files.contains(&file) {
+                break;
+            }
+            first = size.start_of(segment);
+        }
+        Ok(first)
+    }
+
+    /// The error for a position below what is kept.
+    pub(crate) fn removed(&self, chain: &Chain, asked: Lsn, first: Lsn) -> WalError {
+        let segment = segment_file_name_at(chain.history(), asked, self.segment_size);
+        WalError::Removed { asked, first, segment }
     }
 
     /// The timelines with a `.history` file, ascending.

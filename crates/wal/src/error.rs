@@ -16,6 +16,8 @@ use understudy_types::{Lsn, TimelineHistory, TimelineId};
 /// | `OutOfRange`, `NotARecordEnd`, `NotAtEnd`, `NotWholeRecords` | reject: the caller asked for what cannot be |
 /// | `BadHistory`, `NoTimeline` | reject, as above |
 /// | `Truncated` | make a new reader |
+/// | `Removed` | fetch the node's data anew (seeding): what it asks for is gone here |
+/// | `NotFresh` | use another directory |
 /// | `Busy` | retry once the fork or the truncation is through |
 /// | `Closed` | stop |
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +132,25 @@ pub enum WalError {
         /// Where the log was cut.
         to: Lsn,
     },
+    /// WAL that was removed because nobody needed it any more; the first words are PostgreSQL's.
+    #[error(
+        "requested WAL segment {segment} has already been removed: {asked} was asked for, \
+         and the WAL is kept from {first} on"
+    )]
+    Removed {
+        /// What was asked for.
+        asked: Lsn,
+        /// The first position that is kept.
+        first: Lsn,
+        /// The name of the file that `asked` stood in.
+        segment: String,
+    },
+    /// A log is to be made where there is one.
+    #[error("{} holds a log already: a new one is made in a directory of its own", path.display())]
+    NotFresh {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A fork or a truncation is under way.
     #[error("the WAL is being forked or truncated: try again when it is through")]
     Busy,
@@ -165,6 +186,8 @@ impl WalError {
             | WalError::NoTimeline
             | WalError::BadHistory { .. }
             | WalError::Truncated { .. }
+            | WalError::Removed { .. }
+            | WalError::NotFresh { .. }
             | WalError::Busy
             | WalError::Closed => false,
         }

@@ -111,6 +111,14 @@ pub(crate) fn store(directory: &Directory, chain: &Chain) -> Result<(), WalError
     replace_file(&*directory.files, &path, print(chain.history()).as_bytes()).map_err(WalError::io("write", &path))
 }
 
+/// Takes every file away, the latest first: what is left is a chain in every moment.
+pub(crate) fn remove_all(directory: &Directory) -> Result<(), WalError> {
+    for timeline in directory.histories()?.iter().rev() {
+        directory.remove(&path_of(directory, *timeline))?;
+    }
+    Ok(())
+}
+
 /// Puts `chain` in force and takes the files of all later timelines away.
 pub(crate) fn cut(directory: &Directory, chain: &Chain) -> Result<(), WalError> {
     let files = directory.histories()?;

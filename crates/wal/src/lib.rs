@@ -7,6 +7,7 @@
 //! | [`wal`] | the handle: append, flush, fork, truncate, close |
 //! | [`reader`] | whole records from memory or from the segment files |
 //! | [`offline`] | reading a log whose server is down |
+//! | [`seeded`] | laying out a log that begins in the middle, for a node that is seeded |
 //! | [`files`] | the trait that all file IO goes through |
 //!
 //! The log is physical: every node of a cluster holds the same bytes at the same LSN (INV-BYTES). Positions
@@ -34,6 +35,7 @@ pub mod record;
 mod recovery;
 mod ring;
 mod scan;
+pub mod seeded;
 pub mod segment;
 mod shared;
 pub mod wal;

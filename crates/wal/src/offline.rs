@@ -23,6 +23,7 @@ pub struct OfflineLog {
     directory: Directory,
     chain: Arc<Chain>,
     watermark: Lsn,
+    first: Lsn,
 }
 
 impl OfflineLog {
@@ -40,7 +41,8 @@ impl OfflineLog {
         guard(&directory)?;
         let chain = Arc::new(history::load(&directory)?);
         let watermark = peek(&directory)?.map_or(segment_size.log_start(), |position| position.lsn);
-        Ok(Self { directory, chain, watermark })
+        let first = directory.first_kept(&chain, watermark)?;
+        Ok(Self { directory, chain, watermark, first })
     }
 
     /// The chain that the log is on.
@@ -53,11 +55,20 @@ impl OfflineLog {
         self.watermark
     }
 
+    /// The first position that is kept: WAL below was removed, or the log was seeded.
+    pub fn first(&self) -> Lsn {
+        self.first
+    }
+
     /// Gives every record from `from`, where a record ends, to `visit`; returns the end of the last one.
     ///
     /// # Errors
-    /// [`WalError::Corrupt`] for a bad record below the watermark, [`WalError::Io`].
+    /// [`WalError::Removed`] below [`OfflineLog::first`], [`WalError::Corrupt`] for a bad record below the watermark,
+    /// [`WalError::Io`].
     pub fn visit(&self, from: Lsn, mut visit: impl FnMut(DecodedRecord)) -> Result<Lsn, WalError> {
+        if from < self.first {
+            return Err(self.directory.removed(&self.chain, from, self.first));
+        }
         let Directory { system_id, segment_size, .. } = self.directory;
         let decoder = Decoder::of_chain(system_id, segment_size, Arc::clone(&self.chain));
         let mut scan = Scan::new(self.directory.clone());

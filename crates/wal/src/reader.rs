@@ -4,6 +4,9 @@
 //! large pieces and checked. A slow reader costs no memory: the ring gives up what is written, and the reader turns
 //! to the files. Of a file nothing beyond the written LSN is read: behind it are zeros, or bytes that are being
 //! written.
+//!
+//! A segment may be removed, and its file used again, while it is read. The first kept LSN is raised before the file is
+//! touched, and looked at again after the read: what was read below it is given to nobody.
 
 use std::sync::Arc;
 
@@ -58,8 +61,8 @@ impl WalReader {
     /// header before it) that is larger. None when no whole record lies below `upto` and the appended end.
     ///
     /// # Errors
-    /// [`WalError::Truncated`] when the log was cut below the position; [`WalError::Corrupt`] when a file does
-    /// not hold what was written to it; [`WalError::Io`].
+    /// [`WalError::Truncated`] when the log was cut below the position; [`WalError::Removed`] when the position lies
+    /// below what is kept; [`WalError::Corrupt`] when a file does not hold what was written to it; [`WalError::Io`].
     pub fn read(&mut self, upto: Lsn, bytes_max: usize) -> Result<Option<Chunk>, WalError> {
         let size = self.shared.directory.segment_size;
         loop {
@@ -79,14 +82,24 @@ impl WalReader {
                 self.from_memory = true;
                 return Ok(self.advance(concatenate(pieces)));
             }
+            let directory = &self.shared.directory;
+            if self.position < state.first {
+                return Err(directory.removed(&state.chain, self.position, state.first));
+            }
             let (chain, limit) = (Arc::clone(&state.chain), limit.min(state.written));
             drop(state);
             let scanned = self.scan.read(&chain, self.position, limit, bytes_max);
-            if self.shared.lock().cuts.epoch() != self.epoch {
+            let state = self.shared.lock();
+            if state.cuts.epoch() != self.epoch {
                 // The bytes may be of both sides of the cut, and the open file may be gone.
-                self.scan = Scan::new(self.shared.directory.clone());
+                self.scan = Scan::new(directory.clone());
                 continue;
             }
+            if self.position < state.first {
+                // Removed under the reader: the open file may hold another segment's bytes by now.
+                return Err(directory.removed(&state.chain, self.position, state.first));
+            }
+            drop(state);
             self.from_memory = false;
             let bytes = scanned.map_err(crate::scan::ScanError::into_wal_error)?.map(|scanned| scanned.bytes);
             return Ok(self.advance(bytes.unwrap_or_default()));

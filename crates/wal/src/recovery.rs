@@ -36,6 +36,8 @@ pub struct Recovery {
     pub scanned_from: Lsn,
     /// What the last process knew to be flushed.
     pub watermark: Lsn,
+    /// The first position that is kept: WAL below was removed, or the log was seeded.
+    pub first: Lsn,
     /// How much lay above the watermark and was written again, in bytes.
     pub rewritten_bytes: u64,
 }
@@ -79,6 +81,7 @@ pub(crate) fn recover(directory: &Directory, applied: Lsn) -> Result<Recovered, 
     directory.sync()?;
     let end = Position::new(chain.timeline_ending_at(end), end);
     watermark.raise(end)?;
+    let first = directory.first_kept(&chain, end.lsn)?;
     let BadRecord { expected, found, .. } = bad;
     let truncated = (dropped > 0).then_some(Truncated { from: end.lsn, bytes: dropped, expected, found });
     let recovery = Recovery {
@@ -87,6 +90,7 @@ pub(crate) fn recover(directory: &Directory, applied: Lsn) -> Result<Recovered, 
         truncated,
         scanned_from: from,
         watermark: claimed,
+        first,
         rewritten_bytes: end.lsn.saturating_since(claimed),
     };
     Ok(Recovered { recovery, chain, watermark })

@@ -19,7 +19,7 @@
 //! the switch are of the old one. On the wire and in memory the header is that of the timeline of the first
 //! record in the segment: it belongs to that record's bytes, and whoever follows the old timeline needs the old one.
 
-use understudy_types::{SegmentNo, SegmentSize, SystemId, TimelineId};
+use understudy_types::{Lsn, SegmentNo, SegmentSize, SystemId, TimelineHistory, TimelineId};
 
 /// At the begin of every segment, in bytes.
 pub const SEGMENT_HEADER_BYTES: u64 = 64;
@@ -139,6 +139,13 @@ pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
 pub fn segment_file_name(timeline: TimelineId, segment: SegmentNo, size: SegmentSize) -> String {
     let per_high = (1_u64 << 32) / size.get();
     format!("{:08X}{:08X}{:08X}", timeline.get(), segment.get() / per_high, segment.get() % per_high)
+}
+
+/// The name of the file that holds all of `lsn`'s segment along `history`: of the last timeline that wrote into it.
+pub fn segment_file_name_at(history: &TimelineHistory, lsn: Lsn, size: SegmentSize) -> String {
+    let segment = size.segment_of(lsn);
+    let last_byte = size.start_of(segment).advance(size.get() - 1);
+    segment_file_name(history.timeline_at(last_byte).unwrap_or(TimelineId::NONE), segment, size)
 }
 
 /// What a segment's file name says; none for another file's name.

@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub end: Position,
     pub written: Lsn,
     pub flushed: Lsn,
+    /// Where the files begin. Raised before a file below is touched: whoever has read one looks at it afterwards.
+    pub first: Lsn,
     pub ring: Ring,
     pub phase: Phase,
     pub request: Option<Request>,
@@ -77,12 +79,13 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(directory: Directory, chain: Chain, end: Position, ring_bytes_max: usize) -> Self {
+    pub(crate) fn new(directory: Directory, chain: Chain, first: Lsn, end: Position, ring_bytes_max: usize) -> Self {
         let state = State {
             chain: Arc::new(chain),
             end,
             written: end.lsn,
             flushed: end.lsn,
+            first,
             ring: Ring::new(ring_bytes_max),
             phase: Phase::Open,
             request: None,

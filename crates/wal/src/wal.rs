@@ -93,11 +93,11 @@ impl Wal {
             tracing::warn!(%from, bytes, expected, found, "torn end of the WAL cut off");
         }
         tracing::info!(
-            end = %recovery.end, scanned_from = %recovery.scanned_from, watermark = %recovery.watermark,
+            first = %recovery.first, end = %recovery.end, scanned_from = %recovery.scanned_from, watermark = %recovery.watermark,
             rewritten_bytes = recovery.rewritten_bytes, "WAL recovered"
         );
         let path = directory.path.clone();
-        let shared = Arc::new(Shared::new(directory, chain, recovery.end, ring_bytes_max));
+        let shared = Arc::new(Shared::new(directory, chain, recovery.first, recovery.end, ring_bytes_max));
         let writer = Writer::new(Arc::clone(&shared), watermark);
         let thread = std::thread::Builder::new().name("wal-writer".to_owned()).spawn(move || writer.run());
         let thread = thread.map_err(WalError::io("start a writer thread for", &path))?;
@@ -111,6 +111,11 @@ impl Wal {
     /// The appended end, with the timeline of the last record.
     pub fn end(&self) -> Position {
         self.shared().lock().end
+    }
+
+    /// The first position that is kept: WAL below was removed, or the log was seeded. It only moves up.
+    pub fn first(&self) -> Lsn {
+        self.shared().lock().first
     }
 
     /// The chain that this log is on, with a timeline that was begun but has no record yet.
@@ -257,7 +262,8 @@ impl Wal {
         Ok(state.flushed)
     }
 
-    /// A reader that begins at `from`, where a record ends, or at the begin of the log.
+    /// A reader that begins at `from`, where a record ends, or at the begin of the log. Below [`Wal::first`] its first
+    /// read fails.
     pub fn reader(&self, from: Lsn) -> WalReader {
         WalReader::new(Arc::clone(&self.inner.shared), from)
     }

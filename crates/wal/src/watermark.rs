@@ -48,21 +48,24 @@ pub(crate) struct Watermark {
 impl Watermark {
     /// Reads the watermark file; makes it, with the claim "nothing", when there is none.
     pub(crate) fn open(directory: &Directory) -> Result<Self, WalError> {
-        let path = directory.path.join("watermark");
+        let path = path_of(directory);
         let begin = Position::new(TimelineId::NONE, directory.segment_size.log_start());
         let bytes = read_file(&*directory.files, &path).map_err(WalError::io("read", &path))?;
         let (sequence, position) = match bytes {
             Some(bytes) => read(directory, &path, &bytes)?,
             None => {
-                let mut bytes = vec![0; FILE_BYTES];
-                bytes[..HEAD_BYTES].copy_from_slice(&head(directory));
-                bytes[SECTOR_BYTES..SECTOR_BYTES + SLOT_BYTES].copy_from_slice(&slot(1, begin));
-                replace_file(&*directory.files, &path, &bytes).map_err(WalError::io("write", &path))?;
+                Self::create(directory, begin)?;
                 (1, begin)
             }
         };
         let file = directory.files.open(&path).map_err(WalError::io("open", &path))?;
         Ok(Self { file, path, sequence, position })
+    }
+
+    /// Makes the watermark file of a log that was laid out up to `position`, in one step.
+    pub(crate) fn create(directory: &Directory, position: Position) -> Result<(), WalError> {
+        let path = path_of(directory);
+        replace_file(&*directory.files, &path, &new_file(directory, position)).map_err(WalError::io("write", &path))
     }
 
     /// What is claimed: everything below is flushed.
@@ -92,9 +95,20 @@ impl Watermark {
     }
 }
 
+fn path_of(directory: &Directory) -> PathBuf {
+    directory.path.join("watermark")
+}
+
+fn new_file(directory: &Directory, position: Position) -> Vec<u8> {
+    let mut bytes = vec![0; FILE_BYTES];
+    bytes[..HEAD_BYTES].copy_from_slice(&head(directory));
+    bytes[SECTOR_BYTES..SECTOR_BYTES + SLOT_BYTES].copy_from_slice(&slot(1, position));
+    bytes
+}
+
 /// What the directory's watermark file says, without changing anything; none when there is no file.
 pub(crate) fn peek(directory: &Directory) -> Result<Option<Position>, WalError> {
-    let path = directory.path.join("watermark");
+    let path = path_of(directory);
     let bytes = read_file(&*directory.files, &path).map_err(WalError::io("read", &path))?;
     bytes.map(|bytes| read(directory, &path, &bytes).map(|(_, position)| position)).transpose()
 }

@@ -305,11 +305,10 @@ impl Writer {
 
     fn truncate(&mut self, to: Lsn) -> Result<(), WalError> {
         let directory = self.shared.directory.clone();
-        let (chain, end) = {
+        let (chain, begin, end) = {
             let state = self.shared.lock();
-            (Arc::clone(&state.chain), state.end)
+            (Arc::clone(&state.chain), state.first, state.end)
         };
-        let begin = directory.segment_size.log_start();
         if to < begin || to > end.lsn {
             return Err(WalError::OutOfRange { lsn: to, begin, end: end.lsn });
         }

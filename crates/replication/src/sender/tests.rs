@@ -30,6 +30,7 @@ fn upstream(switches: &[(u32, u64)], end: u64) -> Upstream {
         format: WalFormat { version: 1, segment_size: SegmentSize::MIN },
         node: UPSTREAM,
         history: chain(switches),
+        first: at(0),
         end: at(end),
         safe: at(0),
         sealed: TimelineId::NONE,
@@ -340,4 +341,17 @@ fn a_fetch_of_what_is_not_there_is_refused() {
 fn bytes_with_a_gap_are_never_sent() {
     let mut sender = accept(&upstream(&[(1, 0)], 1_000), &start(1, 0));
     sender.data(at(10), Bytes::from_static(b"x"), 0);
+}
+
+#[test]
+fn what_was_removed_is_refused_in_postgresqls_words() {
+    // STR-4.
+    let source = Upstream { first: Lsn::new(3 << 20), ..upstream(&[(1, 0), (2, 500), (3, 1 << 20)], 4 << 20) };
+    let text = refuse(&source, &start(1, 100));
+    assert!(text.starts_with("requested WAL segment 000000020000000000000001 has already been removed"), "{text}");
+    let text = refuse(&source, &start(3, (2 << 20) - 8));
+    assert!(text.starts_with("requested WAL segment 000000030000000000000002 has already been removed"), "{text}");
+    accept(&source, &start(3, 2 << 20));
+    // Where it left the chain is told first: seeding is what helps in the end, but not because of removed WAL.
+    assert!(refuse(&source, &start(1, 600)).contains("must rejoin"));
 }

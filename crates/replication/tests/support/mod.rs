@@ -21,7 +21,7 @@ use understudy_replication::{
 use understudy_types::{
     Incarnation, Lsn, NodeId, Position, SegmentNo, SegmentSize, SystemId, TimelineHistory, TimelineId, TimelineSwitch,
 };
-use understudy_wal::{Appender, CommitRecord, Decoder, Op, RealFiles, Record, Wal, WalConfig};
+use understudy_wal::{Appender, CommitRecord, Decoder, Op, RealFiles, Record, Wal, WalConfig, seeded};
 
 pub use relay::Relay;
 pub use upstream::{Server, TestUpstream};
@@ -50,6 +50,16 @@ impl TestNode {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = WalConfig { ring_bytes_max, ..WalConfig::new(dir.path().join("wal"), SYSTEM, SIZE) };
         let (wal, _) = Wal::open(Arc::new(RealFiles), config, Lsn::INVALID).expect("an empty log");
+        let (safe, visible) = (watch::Sender::new(Lsn::INVALID), watch::Sender::new(Position::default()));
+        Arc::new(Self { id: NodeId::new(id), dir, wal, safe, visible })
+    }
+
+    /// A node with the log that `prepare` laid out, which ends at `end`.
+    pub fn with_log(id: u64, end: Lsn, prepare: impl FnOnce(&WalConfig)) -> Arc<Self> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let config = WalConfig { ring_bytes_max: 0, ..WalConfig::new(dir.path().join("wal"), SYSTEM, SIZE) };
+        prepare(&config);
+        let (wal, _) = Wal::open(Arc::new(RealFiles), config, end).expect("a log");
         let (safe, visible) = (watch::Sender::new(Lsn::INVALID), watch::Sender::new(Position::default()));
         Arc::new(Self { id: NodeId::new(id), dir, wal, safe, visible })
     }
@@ -137,6 +147,23 @@ impl LogSink for TestNode {
     fn visible(&self) -> watch::Receiver<Position> {
         self.visible.subscribe()
     }
+}
+
+/// A node whose log begins in the segment of `at`, with the bytes that `peer` has there.
+pub fn seeded_from(peer: &TestNode, id: u64, at: Position) -> Arc<TestNode> {
+    TestNode::with_log(id, at.lsn, |config| {
+        let mut reader = peer.wal.reader(seeded::segment_start(config, at.lsn));
+        let mut bytes = Vec::new();
+        while let Some(chunk) = reader.read(at.lsn, 1 << 20).expect("the peer has it") {
+            bytes.extend_from_slice(&chunk.bytes);
+        }
+        let copy = |offset: u64, buffer: &mut [u8]| {
+            let from = usize::try_from(offset).expect("small");
+            buffer.copy_from_slice(&bytes[from..from + buffer.len()]);
+            Ok(())
+        };
+        seeded::prepare(Arc::new(RealFiles), config, &peer.wal.history(), at, copy).expect("laid out");
+    })
 }
 
 /// A standby's walreceiver under way.
