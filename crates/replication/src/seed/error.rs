@@ -72,7 +72,9 @@ pub enum SeedError {
         what: String,
     },
     /// Twice in a row.
-    #[error("the source at {address} sent file {name} twice with a SHA-256 other than the one in its list: its disk may be damaged")]
+    #[error(
+        "the source at {address} sent file {name} twice with a SHA-256 other than the one in its list: its disk may be damaged"
+    )]
     Digest {
         /// The source's.
         address: String,

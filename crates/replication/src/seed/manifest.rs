@@ -99,13 +99,16 @@ impl Listing {
             if !is_plain(&name) {
                 return Err(format!("the name {name:?}, which is not a plain file name"));
             }
-            let digest = <[u8; 32]>::try_from(&sha256[..]).map_err(|_| format!("a digest of {} bytes", sha256.len()))?;
+            let digest =
+                <[u8; 32]>::try_from(&sha256[..]).map_err(|_| format!("a digest of {} bytes", sha256.len()))?;
             if !self.names.insert(name.clone()) {
                 return Err(format!("the name {name} twice"));
             }
-            self.seen = self.seen.checked_add(size).filter(|seen| *seen <= self.bytes).ok_or_else(|| {
-                format!("files of more than the {} bytes that it announced", self.bytes)
-            })?;
+            self.seen = self
+                .seen
+                .checked_add(size)
+                .filter(|seen| *seen <= self.bytes)
+                .ok_or_else(|| format!("files of more than the {} bytes that it announced", self.bytes))?;
             if self.files.len() == self.count {
                 return Err(format!("more than the {} files that it announced", self.count));
             }

@@ -108,11 +108,11 @@ pub async fn seed(
     let manifest = Arc::new(attempt.manifest().await?);
     remember_resume(&seed_dir, &attempt.config.source_address, manifest.at.lsn)?;
     let objects = {
-        let (dir, manifest) = (seed_dir.clone(), Arc::clone(&manifest));
+        let (dir, listed) = (seed_dir.clone(), Arc::clone(&manifest));
         let (own, cancel) = (own_stores(&attempt.config), attempt.cancel.clone());
         let planned = blocking(move || {
             let objects = Objects::open(&dir)?;
-            let plan = objects.plan(&manifest, &own, &cancel)?;
+            let plan = objects.plan(&listed, &own, &cancel)?;
             Ok((objects, plan))
         });
         let (objects, plan) = planned.await?;
@@ -322,7 +322,9 @@ impl Attempt {
         loop {
             let piece = match self.next().await? {
                 from_seeder::Message::Files(piece) => piece,
-                from_seeder::Message::Preparing(_) | from_seeder::Message::Begun(_) | from_seeder::Message::Chunk(_) => {
+                from_seeder::Message::Preparing(_)
+                | from_seeder::Message::Begun(_)
+                | from_seeder::Message::Chunk(_) => {
                     return Err(self.malformed("something else in the middle of its list"));
                 }
             };

@@ -27,7 +27,7 @@ use understudy_engine::Engine;
 use understudy_rpc::v1;
 use understudy_rpc::v1::{from_seeded, from_seeder};
 use understudy_types::{Lsn, NodeId, Position};
-use understudy_wal::segment::{FORMAT_VERSION, segment_file_name};
+use understudy_wal::segment::{FORMAT_VERSION, segment_file_name_at};
 
 use super::CHUNK_BYTES;
 use super::digest::{DigestCache, Touched};
@@ -238,7 +238,8 @@ impl Seeder {
     fn let_go(&self, node: NodeId, held: Option<&Arc<Held>>) {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(&node) else { return };
-        let unused = |of: &Arc<Held>| entry.held.as_ref().is_some_and(|own| Arc::ptr_eq(own, of)) && entry.over.is_cancelled();
+        let unused =
+            |of: &Arc<Held>| entry.held.as_ref().is_some_and(|own| Arc::ptr_eq(own, of)) && entry.over.is_cancelled();
         if held.is_some_and(|held| !unused(held)) {
             return;
         }
@@ -336,7 +337,8 @@ impl Seeder {
         if at == Position::default() {
             return Err("this node has no data yet that another one could be seeded with".to_owned());
         }
-        held.manifest.files = self.list(&held.dir).map_err(|error| format!("cannot read {}: {error}", held.dir.display()))?;
+        held.manifest.files =
+            self.list(&held.dir).map_err(|error| format!("cannot read {}: {error}", held.dir.display()))?;
         tracing::info!(%at, files = held.manifest.files.len(), bytes = held.manifest.bytes(),
             elapsed_ms = began.elapsed().as_millis(), "made a checkpoint for a seed");
         Ok(held)
@@ -359,7 +361,13 @@ impl Seeder {
         Ok(files)
     }
 
-    async fn give(&self, source: &SeedSource, held: &Arc<Held>, want: v1::SeedWant, outbound: &Outbound) -> Result<(), Status> {
+    async fn give(
+        &self,
+        source: &SeedSource,
+        held: &Arc<Held>,
+        want: v1::SeedWant,
+        outbound: &Outbound,
+    ) -> Result<(), Status> {
         let index = usize::try_from(want.index).unwrap_or(usize::MAX);
         let files = &held.manifest.files;
         let (path, size) = match files.get(index) {
@@ -368,7 +376,10 @@ impl Seeder {
             None => return Err(Status::invalid_argument(format!("there is no file {index}"))),
         };
         if want.offset >= size {
-            return Err(Status::invalid_argument(format!("file {index} has {size} bytes, {} was asked for", want.offset)));
+            return Err(Status::invalid_argument(format!(
+                "file {index} has {size} bytes, {} was asked for",
+                want.offset
+            )));
         }
         let failed = |error: io::Error| Status::internal(format!("cannot read {}: {error}", path.display()));
         let opened = {
@@ -395,12 +406,8 @@ impl Seeder {
 /// Where the segment file is that the position lies in, and how much of it the position needs.
 fn first_segment(source: &SeedSource, manifest: &Manifest) -> (PathBuf, u64) {
     let (size, lsn) = (source.engine.wal().segment_size(), manifest.at.lsn);
-    let segment = size.segment_of(lsn);
-    // The file of a segment that forks lie in is that of the last of them, and holds what came before.
-    let history = source.engine.wal().history();
-    let begun = history.switches().iter().filter(|switch| size.segment_of(switch.switch_lsn) <= segment);
-    let timeline = begun.map(|switch| switch.timeline).max().unwrap_or(manifest.at.timeline);
-    (source.wal_dir.join(segment_file_name(timeline, segment, size)), size.offset_of(lsn))
+    let name = segment_file_name_at(&source.engine.wal().history(), lsn, size);
+    (source.wal_dir.join(name), size.offset_of(lsn))
 }
 
 fn segment_start_of(source: &SeedSource, lsn: Lsn) -> Lsn {

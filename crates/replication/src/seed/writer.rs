@@ -76,7 +76,9 @@ impl Writer {
         let mut coming = match self.coming.take() {
             Some(coming) if coming.index == chunk.index => coming,
             Some(coming) => {
-                return Err(self.malformed(format!("a piece of file {} in the middle of file {}", chunk.index, coming.index)));
+                return Err(
+                    self.malformed(format!("a piece of file {} in the middle of file {}", chunk.index, coming.index))
+                );
             }
             None => self.begin(chunk.index, &wanted)?,
         };
