@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use understudy_rpc::v1::HistoryResponse;
 use understudy_types::{Lsn, RequestId, SegmentNo, SegmentSize, SystemId, TimelineHistory, TimelineId, TimelineSwitch};
-use understudy_wal::segment::SEGMENT_HEADER_BYTES;
+use understudy_wal::segment::{SEGMENT_HEADER_BYTES, parse_segment_file_name};
 use understudy_wal::{Decoder, Record};
 
 /// What is audited.
@@ -25,6 +25,8 @@ pub struct Log {
     pub timelines: TimelineHistory,
     /// All nodes have applied up to here, and it is the end of a record.
     pub upto: Lsn,
+    /// Where the audit begins: the first segment, unless WAL may have been removed.
+    pub first: SegmentNo,
 }
 
 /// What was found.
@@ -56,7 +58,7 @@ impl Log {
         let decoder = Decoder::new(self.system_id, self.segment_size, &self.timelines);
         let mut findings = Findings::default();
         let mut seen: HashMap<RequestId, Lsn> = HashMap::new();
-        let mut segment = SegmentNo::FIRST;
+        let mut segment = self.first;
         while self.segment_size.start_of(segment) < self.upto {
             let copies = folders.iter().map(|(name, folder)| {
                 Ok((name, self.read(folder, segment).with_context(|| format!("WAL of {name}"))?))
@@ -125,6 +127,21 @@ impl Log {
     }
 }
 
+/// The first segment that all these WAL folders have, where WAL may have been removed.
+///
+/// # Errors
+/// When a folder cannot be read or has no segment.
+pub fn first_of_all(folders: &[(String, PathBuf)], size: SegmentSize) -> Result<SegmentNo> {
+    let mut first = SegmentNo::FIRST;
+    for (name, folder) in folders {
+        let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let segments = names.filter_map(|name| Some(parse_segment_file_name(&name, size)?.1));
+        first = first.max(segments.min().with_context(|| format!("{name} has no segment"))?);
+    }
+    Ok(first)
+}
+
 /// The chain of timelines in a node's answer.
 ///
 /// # Errors
@@ -183,7 +200,7 @@ mod tests {
         for number in commits {
             upto = appender.append(&mut bytes, &commit(*number, 400_000), 0).expect("fits");
         }
-        let log = Log { system_id, segment_size: SIZE, timelines, upto };
+        let log = Log { system_id, segment_size: SIZE, timelines, upto, first: SegmentNo::FIRST };
         let mut segment = SegmentNo::FIRST;
         for chunk in bytes.chunks(SIZE.get() as usize) {
             let mut file = chunk.to_vec();

@@ -30,6 +30,7 @@ use crate::agent::{Agent, AgentEnd, AgentParts};
 use crate::bootstrap;
 use crate::config::{ConfigError, ServerConfig};
 use crate::confirmer::Confirmer;
+use crate::damage;
 use crate::identity::{DataDir, DataDirError, random_u64};
 use crate::mesh::{EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
@@ -132,7 +133,8 @@ fn is_damage(error: &OpenError) -> bool {
     match error {
         OpenError::Wal(error) => matches!(error, WalError::Corrupt { .. } | WalError::CorruptFile { .. }),
         OpenError::StoreAhead { .. } | OpenError::StoreDiverged { .. } => true,
-        OpenError::Store(_) | OpenError::Failed(_) => false,
+        OpenError::Store(error) => error.is_damage(),
+        OpenError::Failed(_) => false,
     }
 }
 
@@ -227,6 +229,7 @@ impl Server {
         let data_dir = DataDir::open(&*files, &config.data_dir, &config.name, config.segment_size)?;
         // Before anything in it is opened: a seed that was complete takes the place of the old data.
         swap::complete(&config.data_dir)?;
+        damage::finish(&config.data_dir)?;
         let seeder = Arc::new(Seeder::new(&config.data_dir, SeederSettings::default()));
         let address = config.listen;
         let listener = TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })?;
@@ -507,6 +510,31 @@ impl Server {
 
     async fn open_engine(&self, cluster: &ClusterState, promises: &mut PromiseFile) -> Result<Engine, ServerError> {
         self.notice_lost_log(promises)?;
+        let mut opened = self.try_open(cluster).await;
+        let damage = match &opened {
+            Err(ServerError::Engine(error)) => is_damage(error),
+            Err(ServerError::Store { source, .. }) => source.is_damage(),
+            Err(_) | Ok(_) => false,
+        };
+        if let (true, Err(error)) = (damage, &opened) {
+            // Before anybody repairs it: what this node confirmed once does not count until the cluster knows.
+            promises.mark_damaged()?;
+            let has_others = cluster.members.iter().any(|(id, member)| *id != self.me.node_id && !member.witness);
+            if has_others {
+                let data_dir = self.data_dir.path().to_owned();
+                tracing::error!(%error, kept_in = %damage::damaged_dir(&data_dir).display(),
+                    "the data of this node is damaged: it is set aside, and fetched again from another node");
+                let moved = tokio::task::spawn_blocking(move || damage::set_aside(&data_dir)).await;
+                moved.map_err(|error| ServerError::Failed(error.to_string()))??;
+                opened = self.try_open(cluster).await;
+            }
+        }
+        let engine = opened?;
+        promises.log_made()?;
+        Ok(engine)
+    }
+
+    async fn try_open(&self, cluster: &ClusterState) -> Result<Engine, ServerError> {
         let began = Instant::now();
         let path = self.data_dir.path().join("store");
         let mut config = EngineConfig::new(self.data_dir.path(), cluster.system_id);
@@ -518,16 +546,8 @@ impl Server {
             Engine::open(config, files, Arc::new(store), Arc::new(SystemClock)).map_err(ServerError::from)
         })
         .await;
-        let opened =
-            opened.unwrap_or_else(|error| Err(ServerError::Failed(format!("the engine did not open: {error}"))));
-        if let Err(ServerError::Engine(error)) = &opened
-            && is_damage(error)
-        {
-            // Before anybody repairs it: what this node confirmed once does not count until the cluster knows.
-            promises.mark_damaged()?;
-        }
-        let engine = opened?;
-        promises.log_made()?;
+        let engine =
+            opened.unwrap_or_else(|error| Err(ServerError::Failed(format!("the engine did not open: {error}"))))?;
         tracing::info!(wal_end = %engine.wal().end(), applied = %*engine.visible().borrow(), elapsed_ms = began.elapsed().as_millis(),
             "recovered");
         Ok(engine)

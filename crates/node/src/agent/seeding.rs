@@ -12,7 +12,7 @@
 //! sealed is true until the election is over.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -26,6 +26,7 @@ use understudy_types::{Lsn, NodeId, SystemId, TimelineId};
 use super::act::Done;
 use super::table::Table;
 use super::{Agent, AgentError};
+use crate::damage::damaged_dir;
 use crate::promises::PromiseFile;
 
 /// How long a source may be silent, in milliseconds.
@@ -214,7 +215,7 @@ impl Agent {
             node: self.me.node_id,
             history: self.cluster.timeline_history(),
             data_dir: self.data_dir.clone(),
-            own_stores: vec![set_aside(&self.data_dir).join("store")],
+            own_stores: vec![damaged_dir(&self.data_dir).join("store")],
             timeout_ms: SOURCE_TIMEOUT_MS,
         };
         let (data_dir, system_id) = (self.data_dir.clone(), self.cluster.system_id);
@@ -299,11 +300,6 @@ impl Agent {
             self.needed_from = needed;
         }
     }
-}
-
-/// Where data that was found damaged lies until the node has been seeded.
-pub fn set_aside(data_dir: &Path) -> PathBuf {
-    data_dir.join("damaged")
 }
 
 #[cfg(test)]
