@@ -1,8 +1,9 @@
 //! Reads the WAL files themselves: what no answer of a server can gloss over.
 //!
 //! Below the safe LSN the segments of all nodes must be the same bytes (INV-BYTES), and along the chain of timelines
-//! no request id may stand in two commits. Every segment from the first on must be there (INV-RETAIN). Files of servers that run are read: what lies below the safe LSN does not
-//! change any more.
+//! no request id may stand in two commits. Every segment from the first that a node keeps must be there, and a node keeps what
+//! it ends with (INV-RETAIN); nodes may begin at different ones, because WAL is removed and seeded logs begin in the middle.
+//! Files of servers that run are read: what lies below the safe LSN does not change any more.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -25,8 +26,6 @@ pub struct Log {
     pub timelines: TimelineHistory,
     /// All nodes have applied up to here, and it is the end of a record.
     pub upto: Lsn,
-    /// Where the audit begins: the first segment, unless WAL may have been removed.
-    pub first: SegmentNo,
 }
 
 /// What was found.
@@ -50,7 +49,7 @@ impl Findings {
 }
 
 impl Log {
-    /// Audits the WAL folders of all nodes, by name; the commits are read from the first.
+    /// Audits the WAL folders of all nodes, by name; the commits of a segment are read from the first that has it.
     ///
     /// # Errors
     /// When a file cannot be read, or holds something else than records.
@@ -58,10 +57,16 @@ impl Log {
         let decoder = Decoder::new(self.system_id, self.segment_size, &self.timelines);
         let mut findings = Findings::default();
         let mut seen: HashMap<RequestId, Lsn> = HashMap::new();
-        let mut segment = self.first;
+        let begins = folders.iter().map(|(name, folder)| {
+            let first = self.first_kept(folder).with_context(|| format!("WAL of {name}"))?;
+            Ok((name, folder, first))
+        });
+        let begins: Vec<(&String, &PathBuf, SegmentNo)> = begins.collect::<Result<_>>()?;
+        let mut segment = begins.iter().map(|(_, _, first)| *first).min().unwrap_or(SegmentNo::FIRST);
         while self.segment_size.start_of(segment) < self.upto {
-            let copies = folders.iter().map(|(name, folder)| {
-                Ok((name, self.read(folder, segment).with_context(|| format!("WAL of {name}"))?))
+            let having = begins.iter().filter(|(_, _, first)| *first <= segment);
+            let copies = having.map(|(name, folder, _)| {
+                Ok((*name, self.read(folder, segment).with_context(|| format!("WAL of {name}"))?))
             });
             let copies: Vec<(&String, Bytes)> = copies.collect::<Result<_>>()?;
             let Some(((first, bytes), others)) = copies.split_first() else { break };
@@ -73,7 +78,7 @@ impl Log {
                         .push(format!("{} differs between {first} and {name} at {lsn}", self.file_name(segment)));
                 }
             }
-            findings.segments += 1;
+            findings.segments += u64::from(copies.len() == folders.len());
             self.count(&decoder, segment, bytes, &mut seen, &mut findings)?;
             segment = segment.next();
         }
@@ -106,6 +111,17 @@ impl Log {
         Ok(())
     }
 
+    /// The first segment that a node has a file of, on whatever timeline.
+    fn first_kept(&self, folder: &Path) -> Result<SegmentNo> {
+        let mut first: Option<SegmentNo> = None;
+        for entry in std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+            let name = entry.with_context(|| format!("cannot list {}", folder.display()))?.file_name();
+            let parsed = parse_segment_file_name(&name.to_string_lossy(), self.segment_size);
+            first = parsed.map(|(_, segment)| segment).into_iter().chain(first).min();
+        }
+        first.with_context(|| format!("{} has no segment", folder.display()))
+    }
+
     /// What a node's file of the segment holds below the end.
     fn read(&self, folder: &Path, segment: SegmentNo) -> Result<Bytes> {
         let path = folder.join(self.file_name(segment));
@@ -125,21 +141,6 @@ impl Log {
         let per_high = (1_u64 << 32) / self.segment_size.get();
         format!("{:08X}{:08X}{:08X}", timeline.get(), segment.get() / per_high, segment.get() % per_high)
     }
-}
-
-/// The first segment that all these WAL folders have, where WAL may have been removed.
-///
-/// # Errors
-/// When a folder cannot be read or has no segment.
-pub fn first_of_all(folders: &[(String, PathBuf)], size: SegmentSize) -> Result<SegmentNo> {
-    let mut first = SegmentNo::FIRST;
-    for (name, folder) in folders {
-        let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
-        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let segments = names.filter_map(|name| Some(parse_segment_file_name(&name, size)?.1));
-        first = first.max(segments.min().with_context(|| format!("{name} has no segment"))?);
-    }
-    Ok(first)
 }
 
 /// The chain of timelines in a node's answer.
@@ -200,7 +201,7 @@ mod tests {
         for number in commits {
             upto = appender.append(&mut bytes, &commit(*number, 400_000), 0).expect("fits");
         }
-        let log = Log { system_id, segment_size: SIZE, timelines, upto, first: SegmentNo::FIRST };
+        let log = Log { system_id, segment_size: SIZE, timelines, upto };
         let mut segment = SegmentNo::FIRST;
         for chunk in bytes.chunks(SIZE.get() as usize) {
             let mut file = chunk.to_vec();
@@ -255,11 +256,27 @@ mod tests {
 
     #[test]
     fn retained_a_segment_that_is_gone_is_an_error() {
-        // INV-RETAIN: every segment from the first on is read on every node.
-        let (_dirs, folders, log) = folders(2, &[1, 2, 3]);
-        std::fs::remove_file(folders[1].1.join(log.file_name(SegmentNo::FIRST))).expect("removed");
+        // INV-RETAIN: every segment from the first that a node keeps is read.
+        let (_dirs, folders, log) = folders(2, &[1, 2, 3, 4, 5]);
+        let second = log.file_name(SegmentNo::new(2));
+        std::fs::remove_file(folders[1].1.join(&second)).expect("removed");
         let error = format!("{:#}", log.audit(&folders).expect_err("a segment is missing"));
-        assert!(error.contains("n1") && error.contains(&log.file_name(SegmentNo::FIRST)), "{error}");
+        assert!(error.contains("n1") && error.contains(&second), "{error}");
+        // Nor may the one that the log ends in be gone.
+        std::fs::remove_file(folders[0].1.join(log.file_name(SegmentNo::new(3)))).expect("removed");
+        assert!(log.audit(&folders[..1]).is_err());
+    }
+
+    #[test]
+    fn nodes_may_begin_at_different_segments() {
+        let (_dirs, folders, log) = folders(3, &[1, 2, 3, 4, 5]);
+        std::fs::remove_file(folders[0].1.join(log.file_name(SegmentNo::FIRST))).expect("removed");
+        for segment in [1, 2] {
+            std::fs::remove_file(folders[1].1.join(log.file_name(SegmentNo::new(segment)))).expect("removed");
+        }
+        let findings = log.audit(&folders).expect("readable");
+        assert_eq!((findings.commits, findings.segments), (5, 1), "what one node alone has is read, and not compared");
+        assert!(findings.identical(), "{findings:?}");
     }
 
     #[test]

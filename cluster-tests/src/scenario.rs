@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use understudy_types::{Lsn, SegmentNo, SystemId};
+use understudy_types::{Lsn, SystemId};
 
 use crate::audit::{self, Log};
 use crate::checker;
@@ -28,7 +28,7 @@ pub struct Scenario {
     pub cluster: Cluster,
     /// The clients.
     pub workload: Workload,
-    /// Nodes may have removed WAL: what is left of it is audited, and not every commit is found in it.
+    /// Nodes may have removed WAL: not every commit is found in what is left of it.
     pub wal_may_be_removed: bool,
 }
 
@@ -92,12 +92,9 @@ impl Scenario {
         }
         let client = cluster.client(&primary, READ_TIMEOUT);
         history.timelines = audit::timelines(&client.history().await.context("the primary's history")?)?;
-        let mut log = log_of(&cluster, &primary, &history, applied).await?;
+        let log = log_of(&cluster, &primary, &history, applied).await?;
         let folders: Vec<_> =
             cluster.expected().into_iter().map(|name| (name.clone(), cluster.data_dir(&name).join("wal"))).collect();
-        if wal_may_be_removed {
-            log.first = audit::first_of_all(&folders, log.segment_size)?;
-        }
         let audit = tokio::task::spawn_blocking(move || log.audit(&folders)).await.context("the audit failed")??;
         judge(&history, &audit, wal_may_be_removed)?;
         cluster.finish().await?;
@@ -131,7 +128,7 @@ async fn log_of(cluster: &Cluster, primary: &str, history: &History, upto: Lsn) 
     let status = cluster.client(primary, READ_TIMEOUT).status().await.context("the primary's status")?;
     let system_id: SystemId = status.system_id.parse().context("the primary's status")?;
     let segment_size = audit::segment_size(&cluster.data_dir(primary).join("wal"))?;
-    Ok(Log { system_id, segment_size, timelines: history.timelines.clone(), upto, first: SegmentNo::FIRST })
+    Ok(Log { system_id, segment_size, timelines: history.timelines.clone(), upto })
 }
 
 fn judge(history: &History, audit: &audit::Findings, wal_may_be_removed: bool) -> Result<()> {

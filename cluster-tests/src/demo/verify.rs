@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use understudy_rpc::v1::Entry as Found;
-use understudy_types::{Lsn, SegmentNo, SystemId};
+use understudy_types::{Lsn, SystemId};
 
 use super::load::Ledger;
 use crate::audit::{self, Findings, Log};
@@ -90,7 +90,7 @@ async fn audit_wal(cluster: &Cluster, primary: &str, upto: Lsn) -> Result<Findin
     let timelines = audit::timelines(&client.history().await.context("the primary's history")?)?;
     let folder = |name: &str| -> PathBuf { cluster.data_dir(name).join("wal") };
     let segment_size = audit::segment_size(&folder(primary))?;
-    let log = Log { system_id, segment_size, timelines, upto, first: SegmentNo::FIRST };
+    let log = Log { system_id, segment_size, timelines, upto };
     let folders: Vec<(String, PathBuf)> =
         cluster.names().into_iter().map(|name| (name.clone(), folder(&name))).collect();
     tokio::task::spawn_blocking(move || log.audit(&folders)).await.context("reading the WAL failed")?

@@ -11,6 +11,7 @@ use understudy_types::{DurabilityLevel, Lsn, Position, TimelineHistory, Timeline
 use understudy_wal::{Files, Recovery, Wal, WalConfig};
 
 use crate::applier::Applier;
+use crate::checkpointer::{Checkpointer, Retention, RetentionSettings};
 use crate::clock::Clock;
 use crate::commit::{Commit, CommitError, Committed, UnknownReason};
 use crate::config::EngineConfig;
@@ -35,19 +36,22 @@ pub struct Engine {
 struct Owner {
     shared: Arc<Shared>,
     applier: Mutex<Option<JoinHandle<()>>>,
+    checkpointer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Owner {
-    fn join_applier(&self) {
+    fn join_threads(&self) {
         self.shared.stopping.send_replace(true);
-        threads::join(self.applier.lock().unwrap_or_else(PoisonError::into_inner).take());
+        for thread in [&self.applier, &self.checkpointer] {
+            threads::join(thread.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
         drop(roles::fence(&self.shared, UnknownReason::Stopping));
-        self.join_applier();
+        self.join_threads();
     }
 }
 
@@ -74,18 +78,30 @@ impl Engine {
         clock: Arc<dyn Clock>,
     ) -> Result<Engine, OpenError> {
         let wal_config = WalConfig {
-            dir: config.wal_dir(),
-            system_id: config.system_id,
-            segment_size: config.segment_size,
             ring_bytes_max: config.ring_bytes_max,
+            ..WalConfig::new(config.wal_dir(), config.system_id, config.segment_size)
         };
-        let (wal, recovery) = Wal::open(files, wal_config, store.durable_applied()?.lsn)?;
+        let durable = store.durable_applied()?.lsn;
+        let (wal, recovery) = Wal::open(files, wal_config, durable)?;
         let visible = check_store(store.applied(), &recovery, config.segment_size.log_start())?;
         let shared = Arc::new(Shared::new(config, wal, store, clock, visible));
         let applier = Applier::new(Arc::clone(&shared))
             .map_err(|source| EngineFailure::Thread { name: "applier", source: Arc::new(source) })?;
         let thread = threads::spawn(&shared, "applier", move || applier.run())?;
-        Ok(Engine { owner: Arc::new(Owner { shared, applier: Mutex::new(Some(thread)) }) })
+        let owner = Owner { shared, applier: Mutex::new(Some(thread)), checkpointer: Mutex::new(None) };
+        // From here on a failure ends what was started.
+        let engine = Engine { owner: Arc::new(owner) };
+        engine.start_checkpointer(durable)?;
+        Ok(engine)
+    }
+
+    fn start_checkpointer(&self, durable: Lsn) -> Result<(), EngineFailure> {
+        let shared = self.shared();
+        let checkpointer = Checkpointer::new(Arc::clone(shared), durable)
+            .map_err(|source| EngineFailure::Thread { name: "checkpointer", source: Arc::new(source) })?;
+        let thread = threads::spawn(shared, "checkpointer", move || checkpointer.run())?;
+        *self.owner.checkpointer.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -115,6 +131,29 @@ impl Engine {
     /// The failure after which the process must exit; none while all is well.
     pub fn failure(&self) -> watch::Receiver<Option<Arc<EngineFailure>>> {
         self.shared().failure.subscribe()
+    }
+
+    /// From now on checkpoints and keeps WAL by these.
+    pub fn set_retention(&self, settings: RetentionSettings) {
+        self.shared().retention_settings.send_replace(settings);
+    }
+
+    /// From where on others need this node's WAL (nodes that are being seeded, later slots); none when nobody does. What was
+    /// removed before does not come back: see [`Retention::oldest`].
+    pub fn set_needed_from(&self, lsn: Option<Lsn>) {
+        self.shared().needed_from.send_if_modified(|present| std::mem::replace(present, lsn) != lsn);
+    }
+
+    /// The last checkpoint and the WAL that is kept, for status and metrics.
+    pub fn retention(&self) -> Retention {
+        let (wal, known) = (&self.shared().wal, *self.shared().retention.borrow());
+        let oldest = wal.first();
+        Retention { oldest, wal_bytes: wal.flushed().borrow().saturating_since(oldest), ..known }
+    }
+
+    /// The same as it changes: with checkpoints and removals.
+    pub fn watch_retention(&self) -> watch::Receiver<Retention> {
+        self.shared().retention.subscribe()
     }
 
     /// The role that the engine has. Waits while it changes.
@@ -207,7 +246,7 @@ impl Engine {
     pub fn stop(&self) -> Result<(), StopError> {
         let shared = self.shared();
         let sealed = roles::seal(shared, UnknownReason::Stopping);
-        self.owner.join_applier();
+        self.owner.join_threads();
         if let Err(SealError::Wal(error)) = sealed {
             return Err(error.into());
         }

@@ -13,6 +13,7 @@
 //! | `roles` | primary, standby, sealed: who may append | the node's agent, one at a time |
 //! | `queue`, `sequencer`, `pending` | ordering commits | the sequencer thread of one timeline |
 //! | `applier` | what is safe becomes visible | the applier thread |
+//! | `checkpointer` | flushing the store, removing WAL | the checkpointer thread |
 //! | `waiters` | commits that wait for a position | the applier releases them |
 //!
 //! On every node, in every role, the applier is the only one that writes the store, and it never goes beyond
@@ -23,6 +24,7 @@
 //! primary, and which role to take; it refuses what does not fit the role that it has (INV-FENCED).
 
 mod applier;
+mod checkpointer;
 mod clock;
 mod commit;
 mod config;
@@ -37,6 +39,7 @@ mod shared;
 mod threads;
 mod waiters;
 
+pub use checkpointer::{Retention, RetentionSettings};
 pub use clock::{Clock, SystemClock};
 pub use commit::{Commit, CommitError, Committed, Condition, InvalidCommit, Precondition, UnknownReason};
 pub use config::EngineConfig;

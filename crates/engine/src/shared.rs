@@ -10,6 +10,7 @@ use understudy_store::Store;
 use understudy_types::{Lsn, Position};
 use understudy_wal::{Wal, WalReader};
 
+use crate::checkpointer::{Retention, RetentionSettings};
 use crate::clock::Clock;
 use crate::commit::UnknownReason;
 use crate::config::EngineConfig;
@@ -37,7 +38,12 @@ pub(crate) struct Shared {
     /// Until when a majority confirms the primary; none for never.
     pub confirmed_until: watch::Sender<Option<std::time::Instant>>,
     pub failure: watch::Sender<Option<Arc<EngineFailure>>>,
-    /// Tells the applier to end.
+    pub retention_settings: watch::Sender<RetentionSettings>,
+    /// From where on others need WAL; none when nobody does.
+    pub needed_from: watch::Sender<Option<Lsn>>,
+    /// What the checkpointer has done; changed by it alone.
+    pub retention: watch::Sender<Retention>,
+    /// Tells the applier and the checkpointer to end.
     pub stopping: watch::Sender<bool>,
     /// For threads that wait for the visible LSN: async code uses the watch.
     progress: Mutex<()>,
@@ -66,6 +72,9 @@ impl Shared {
             safe_gate: Mutex::new(true),
             confirmed_until: watch::Sender::new(None),
             failure: watch::Sender::new(None),
+            retention_settings: watch::Sender::new(RetentionSettings::default()),
+            needed_from: watch::Sender::new(None),
+            retention: watch::Sender::new(Retention::default()),
             stopping: watch::Sender::new(false),
             progress: Mutex::new(()),
             progressed: Condvar::new(),

@@ -482,3 +482,25 @@ async fn a_standby_whose_wal_is_gone_is_told_so_and_one_that_was_seeded_streams(
     server.stop().await;
     origin_server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_wal_is_removed_ends_with_the_same_words() {
+    // STR-4: taken on, and then what it needs goes.
+    let (upstream, hooks, server, history) = primary(64 << 10).await;
+    let end = upstream.fill(4 * MIB, 40_000);
+    upstream.wal.flush().unwrap();
+    let wal = upstream.wal.clone();
+    hooks.when_connected(move || {
+        let removal = wal.remove_before(end, 2).expect("no fault");
+        assert!(removal.recycled == 2 && removal.removed >= 1, "{removal:?}");
+    });
+    let standby = TestNode::new(2);
+    let mut following = Following::start(&standby, standby.id, &server.address(), &history);
+    let status = following.until("the end of the stream", |status| status.wal_removed.is_some()).await;
+    assert_eq!(status.wal_removed.as_deref(), Some("000000010000000000000001"));
+    let connections = hooks.until("the end of the connection", |c| c.values().all(|c| !c.connected)).await;
+    assert_eq!(connections.len(), 1, "it was taken on once, and is refused since");
+    assert_eq!(standby.wal.end().lsn, SIZE.log_start(), "nothing of what is not the log's was taken");
+    following.stop().await;
+    server.stop().await;
+}

@@ -3,6 +3,7 @@
 //! ```text
 //! wal/000000020000000000000003   segments, zero-filled when made
 //! wal/00000002.history           one per timeline that this node was on
+//! wal/7.spare                    zeros, or what was a segment: see `spares`
 //! wal/watermark                  up to where everything is known to be flushed
 //! wal/diverged/...               what a truncation cut off, kept for people
 //! ```
@@ -76,6 +77,11 @@ impl Directory {
         Ok(found)
     }
 
+    /// The numbers of the files whose names are a number and `suffix`.
+    pub(crate) fn numbered(&self, suffix: &str) -> Result<Vec<u64>, WalError> {
+        Ok(self.names()?.iter().filter_map(|name| name.strip_suffix(suffix)?.parse().ok()).collect())
+    }
+
     /// Where the log that ends at `end` begins: WAL below was removed, or never was here. Known by the files: from
     /// the end downwards, as far as there is one of every segment.
     pub(crate) fn first_kept(&self, chain: &Chain, end: Lsn) -> Result<Lsn, WalError> {
@@ -147,13 +153,22 @@ impl Directory {
 
     /// Makes a segment's file, durable with its name when this returns: from then on a write changes neither its
     /// size nor its blocks, and one `fdatasync` is enough. `fill` writes the begin of the file and says how many
-    /// bytes that was; zeros follow.
+    /// bytes that was; zeros follow. A `spare`, which holds zeros, is used if it is there, and costs a name only.
     pub(crate) fn create(
         &self,
         file: SegmentFile,
+        spare: Option<PathBuf>,
         fill: impl FnOnce(&dyn File, &Path) -> Result<u64, WalError>,
     ) -> Result<Arc<dyn File>, WalError> {
         let path = self.segment_path(file);
+        if let Some(spare) = spare {
+            match self.files.open(&spare) {
+                Ok(made) => return self.create_from(made, &spare, &path, fill),
+                // Somebody took it away: no reason to fail.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(WalError::io("open", &spare)(error)),
+            }
+        }
         let temporary = temporary_of(&path);
         let made = self.files.create(&temporary).map_err(WalError::io("create", &temporary))?;
         let filled = fill(&*made, &temporary)?;
@@ -164,9 +179,25 @@ impl Directory {
         Ok(made)
     }
 
+    /// Filled under the spare's name, whose content nobody relies on after a crash; then renamed, once.
+    fn create_from(
+        &self,
+        made: Arc<dyn File>,
+        spare: &Path,
+        path: &Path,
+        fill: impl FnOnce(&dyn File, &Path) -> Result<u64, WalError>,
+    ) -> Result<Arc<dyn File>, WalError> {
+        if fill(&*made, spare)? > 0 {
+            made.sync_data().map_err(WalError::io("sync", spare))?;
+        }
+        self.files.rename(spare, path).map_err(WalError::io("rename", spare))?;
+        self.sync()?;
+        Ok(made)
+    }
+
     /// Makes a segment's file of zeros.
-    pub(crate) fn create_empty(&self, file: SegmentFile) -> Result<Arc<dyn File>, WalError> {
-        self.create(file, |_, _| Ok(0))
+    pub(crate) fn create_empty(&self, file: SegmentFile, spare: Option<PathBuf>) -> Result<Arc<dyn File>, WalError> {
+        self.create(file, spare, |_, _| Ok(0))
     }
 
     /// Writes zeros from `offset` to the end of a segment.

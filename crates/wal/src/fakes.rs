@@ -70,6 +70,11 @@ impl SimFiles {
         self.lock().failing_syncs = failing;
     }
 
+    /// From now on, or no longer, every removal of a file fails.
+    pub fn fail_removals(&self, failing: bool) {
+        self.lock().failing_removals = failing;
+    }
+
     /// Bounds the bytes of all files together; more is refused as by a full disk. None for no bound.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.lock().capacity_bytes = bytes;
@@ -180,7 +185,8 @@ impl Files for SimFiles {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.lock();
-        let fault = disk.begin();
+        let fault = if disk.failing_removals { Some(Fault::Error) } else { None };
+        let fault = disk.begin().or(fault);
         disk.change(fault)?;
         disk.names.remove(path).ok_or(ErrorKind::NotFound)?;
         disk.pending_names.push(NameChange::Unlink(path.to_owned()));

@@ -13,6 +13,7 @@ use crate::error::WalError;
 use crate::files::read_full_at;
 use crate::history;
 use crate::segment::SEGMENT_HEADER_BYTES;
+use crate::spares::Spares;
 
 /// The chain that `history` makes of one that ends at `end`; none when it is in force already.
 pub(crate) fn next_chain(chain: &Chain, end: Position, history: &TimelineHistory) -> Result<Option<Chain>, WalError> {
@@ -39,8 +40,15 @@ pub(crate) fn next_chain(chain: &Chain, end: Position, history: &TimelineHistory
     Ok(Some(Chain::new(history.clone())))
 }
 
-/// Puts `next` in force for a log on `chain` that is flushed up to `switch`.
-pub(crate) fn begin(directory: &Directory, chain: &Chain, next: &Chain, switch: Lsn) -> Result<(), WalError> {
+/// Puts `next` in force for a log on `chain` that is flushed up to `switch`. The file that it may need is a spare of
+/// `spares`: a failover does not wait for zeros.
+pub(crate) fn begin(
+    directory: &Directory,
+    spares: &Spares,
+    chain: &Chain,
+    next: &Chain,
+    switch: Lsn,
+) -> Result<(), WalError> {
     let size = directory.segment_size;
     for prepared in directory.segments()?.into_iter().filter(|file| size.start_of(file.segment) >= switch) {
         directory.remove(&directory.segment_path(prepared))?;
@@ -54,7 +62,7 @@ pub(crate) fn begin(directory: &Directory, chain: &Chain, next: &Chain, switch: 
             .open(old)?
             .ok_or_else(|| WalError::io("open", &old_path)(std::io::Error::from(std::io::ErrorKind::NotFound)))?;
         let new = SegmentFile { timeline: next.latest(), segment };
-        directory.create(new, |made, path| {
+        directory.create(new, spares.take(), |made, path| {
             made.write_all_at(0, &directory.header_of(new).encode()).map_err(WalError::io("write", path))?;
             let mut buffer = vec![0; COPY_BYTES];
             for (at, count) in pieces(SEGMENT_HEADER_BYTES, offset) {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`record`], [`segment`] | the formats: see `docs/wal-format.md`, which draws them byte by byte |
 //! | [`appender`], [`decoder`] | laying records out, and reading them back; pure |
-//! | [`wal`] | the handle: append, flush, fork, truncate, close |
+//! | [`wal`] | the handle: append, flush, fork, truncate, remove, close |
 //! | [`reader`] | whole records from memory or from the segment files |
 //! | [`offline`] | reading a log whose server is down |
 //! | [`seeded`] | laying out a log that begins in the middle, for a node that is seeded |
@@ -14,8 +14,8 @@
 //! keep one order, `append >= write >= flush`, and each is the end of a record.
 //!
 //! What this crate refuses to do: it never retries a failed write or fsync, never truncates below what it once
-//! reported as flushed unless it is told to by [`Wal::truncate`], and removes no
-//! segment that holds records of the chain (INV-RETAIN).
+//! reported as flushed unless it is told to by [`Wal::truncate`], and removes no segment of the chain unless it is told
+//! by [`Wal::remove_before`] that nobody needs it (INV-RETAIN).
 
 pub mod appender;
 mod chain;
@@ -33,11 +33,13 @@ pub mod reader;
 mod real;
 pub mod record;
 mod recovery;
+mod removal;
 mod ring;
 mod scan;
 pub mod seeded;
 pub mod segment;
 mod shared;
+mod spares;
 pub mod wal;
 mod watermark;
 mod writer;
@@ -50,6 +52,7 @@ pub use offline::OfflineLog;
 pub use reader::{Chunk, WalReader};
 pub use record::{CommitRecord, Op, Record};
 pub use recovery::{Recovery, Truncated};
+pub use removal::Removal;
 pub use wal::{Wal, WalConfig};
 
 #[cfg(test)]

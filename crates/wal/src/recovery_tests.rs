@@ -202,7 +202,7 @@ fn a_fork_that_was_not_put_in_force_is_removed() {
     let directory = crate::tests::directory(&files);
     let orphan =
         SegmentFile { timeline: understudy_types::TimelineId::new(2), segment: crate::tests::SIZE.segment_of(ends[2]) };
-    directory.create_empty(orphan).expect("no fault");
+    directory.create_empty(orphan, None).expect("no fault");
     let (wal, recovery) = open(&files, Lsn::INVALID).expect("clean");
     assert_eq!((recovery.end, recovery.truncated), (position(1, ends[2]), None));
     assert_eq!(files.content(&path_of(2, 1)), None);

@@ -115,7 +115,7 @@ fn write_segment(
     }
     let segment = size.segment_of(to);
     let file = SegmentFile { timeline: chain.timeline_of_file(segment, size), segment };
-    directory.create(file, |made, path| {
+    directory.create(file, None, |made, path| {
         made.write_all_at(0, &directory.header_of(file).encode()).map_err(WalError::io("write", path))?;
         let mut buffer = vec![0; COPY_BYTES];
         for (place, count) in pieces(SEGMENT_HEADER_BYTES, offset) {

@@ -2,7 +2,7 @@ use understudy_types::{SegmentNo, SystemId};
 
 use super::*;
 use crate::fakes::{Fault, SimFiles};
-use crate::tests::{Log, SIZE, SYSTEM, commit, config, history, open, path_of, position, read_all, start};
+use crate::tests::{Log, SIZE, SYSTEM, commit, config, history, open, position, read_all, start};
 use crate::{OfflineLog, Wal};
 
 /// A log over four segments with a fork inside the second, and where each commit ends.

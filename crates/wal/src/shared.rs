@@ -7,12 +7,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::time::Instant;
 
 use tokio::sync::watch;
-use understudy_types::{Lsn, Position, TimelineHistory};
+use understudy_types::{Lsn, Position, SegmentNo, TimelineHistory};
 
 use crate::chain::Chain;
 use crate::directory::Directory;
 use crate::error::WalError;
 use crate::ring::Ring;
+use crate::spares::Spares;
 
 /// Whether the writer goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub(crate) struct State {
     pub end: Position,
     pub written: Lsn,
     pub flushed: Lsn,
+    /// What the watermark file says, or less: recovery reads from there.
+    pub watermark: Lsn,
     /// Where the files begin. Raised before a file below is touched: whoever has read one looks at it afterwards.
     pub first: Lsn,
     pub ring: Ring,
@@ -67,6 +70,9 @@ impl State {
 
 pub(crate) struct Shared {
     pub directory: Directory,
+    pub spares: Spares,
+    /// Held while segments are removed, and while the log is truncated.
+    pub removal: Mutex<()>,
     state: Mutex<State>,
     /// The writer has something to do.
     pub work: Condvar,
@@ -75,16 +81,28 @@ pub(crate) struct Shared {
     pub appended: watch::Sender<Lsn>,
     pub written: watch::Sender<Lsn>,
     pub flushed: watch::Sender<Lsn>,
+    /// The one that is written to.
+    pub segment: watch::Sender<SegmentNo>,
     pub failure: watch::Sender<Option<Arc<WalError>>>,
 }
 
+/// Between which positions a log lies when it is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ends {
+    pub first: Lsn,
+    pub end: Position,
+}
+
 impl Shared {
-    pub(crate) fn new(directory: Directory, chain: Chain, first: Lsn, end: Position, ring_bytes_max: usize) -> Self {
+    /// Of a recovered log: everything up to its end is flushed, and the watermark says so.
+    pub(crate) fn new(spares: Spares, directory: Directory, chain: Chain, ends: Ends, ring_bytes_max: usize) -> Self {
+        let Ends { first, end } = ends;
         let state = State {
             chain: Arc::new(chain),
             end,
             written: end.lsn,
             flushed: end.lsn,
+            watermark: end.lsn,
             first,
             ring: Ring::new(ring_bytes_max),
             phase: Phase::Open,
@@ -95,7 +113,10 @@ impl Shared {
             cuts: Cuts::default(),
         };
         Self {
+            segment: watch::Sender::new(directory.segment_size.segment_of(end.lsn)),
             directory,
+            spares,
+            removal: Mutex::new(()),
             state: Mutex::new(state),
             work: Condvar::new(),
             progress: Condvar::new(),

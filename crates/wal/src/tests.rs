@@ -43,7 +43,13 @@ pub(crate) fn request_commit(number: u8) -> Record {
 }
 
 pub(crate) fn config(ring_bytes_max: usize) -> WalConfig {
-    WalConfig { dir: PathBuf::from("/data/wal"), system_id: SYSTEM, segment_size: SIZE, ring_bytes_max }
+    WalConfig {
+        dir: PathBuf::from("/data/wal"),
+        system_id: SYSTEM,
+        segment_size: SIZE,
+        ring_bytes_max,
+        spare_segments: 0,
+    }
 }
 
 pub(crate) fn directory(files: &SimFiles) -> Directory {

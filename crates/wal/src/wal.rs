@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use understudy_types::{Lsn, Position, SegmentSize, SystemId, TimelineHistory, TimelineId};
+use understudy_types::{Lsn, Position, SegmentNo, SegmentSize, SystemId, TimelineHistory, TimelineId};
 
 use crate::decoder::record_end;
 use crate::directory::Directory;
@@ -26,7 +26,9 @@ use crate::error::WalError;
 use crate::files::Files;
 use crate::reader::WalReader;
 use crate::recovery::{Recovered, Recovery, Truncated, recover};
-use crate::shared::{Change, Phase, Request, Shared};
+use crate::removal::{Removal, remove_before};
+use crate::shared::{Change, Ends, Phase, Request, Shared};
+use crate::spares::Spares;
 use crate::writer::Writer;
 
 /// How a log is opened.
@@ -40,15 +42,26 @@ pub struct WalConfig {
     pub segment_size: SegmentSize,
     /// How much of the written end of the log is kept in memory for readers, in bytes.
     pub ring_bytes_max: usize,
+    /// How many files of zeros are kept ready for the next segment, or a fork; zero for none.
+    pub spare_segments: usize,
 }
 
 impl WalConfig {
     /// What [`WalConfig::ring_bytes_max`] is unless it is set: 16 MiB.
     pub const RING_BYTES_MAX: usize = 16 << 20;
 
+    /// What [`WalConfig::spare_segments`] is unless it is set.
+    pub const SPARE_SEGMENTS: usize = 1;
+
     /// With the default bounds.
     pub fn new(dir: PathBuf, system_id: SystemId, segment_size: SegmentSize) -> Self {
-        Self { dir, system_id, segment_size, ring_bytes_max: Self::RING_BYTES_MAX }
+        Self {
+            dir,
+            system_id,
+            segment_size,
+            ring_bytes_max: Self::RING_BYTES_MAX,
+            spare_segments: Self::SPARE_SEGMENTS,
+        }
     }
 }
 
@@ -85,7 +98,7 @@ impl Wal {
     /// [`WalError::Corrupt`] or [`WalError::CorruptFile`] when something is missing that was once flushed,
     /// [`WalError::Mismatch`] for another log's files, [`WalError::Io`].
     pub fn open(files: Arc<dyn Files>, config: WalConfig, applied: Lsn) -> Result<(Wal, Recovery), WalError> {
-        let WalConfig { dir, system_id, segment_size, ring_bytes_max } = config;
+        let WalConfig { dir, system_id, segment_size, ring_bytes_max, spare_segments } = config;
         let directory = Directory { files, path: dir, system_id, segment_size };
         let Recovered { recovery, chain, watermark } = recover(&directory, applied)?;
         if let Some(cut) = &recovery.truncated {
@@ -97,7 +110,9 @@ impl Wal {
             rewritten_bytes = recovery.rewritten_bytes, "WAL recovered"
         );
         let path = directory.path.clone();
-        let shared = Arc::new(Shared::new(directory, chain, recovery.first, recovery.end, ring_bytes_max));
+        let spares = Spares::open(directory.clone(), spare_segments)?;
+        let ends = Ends { first: recovery.first, end: recovery.end };
+        let shared = Arc::new(Shared::new(spares, directory, chain, ends, ring_bytes_max));
         let writer = Writer::new(Arc::clone(&shared), watermark);
         let thread = std::thread::Builder::new().name("wal-writer".to_owned()).spawn(move || writer.run());
         let thread = thread.map_err(WalError::io("start a writer thread for", &path))?;
@@ -148,6 +163,11 @@ impl Wal {
         self.shared().flushed.subscribe()
     }
 
+    /// The segment that is written to, as it moves.
+    pub fn segment(&self) -> watch::Receiver<SegmentNo> {
+        self.shared().segment.subscribe()
+    }
+
     /// The failure after which nothing is flushed any more; none while all is well. The process must exit.
     pub fn failure(&self) -> watch::Receiver<Option<Arc<WalError>>> {
         self.shared().failure.subscribe()
@@ -157,6 +177,11 @@ impl Wal {
     pub fn unwritten_bytes(&self) -> u64 {
         let state = self.shared().lock();
         state.end.lsn.saturating_since(state.written)
+    }
+
+    /// How many spare segment files are zeroed and can be used at once.
+    pub fn spares_ready(&self) -> usize {
+        self.shared().spares.ready()
     }
 
     /// How much memory the end of the log takes, in bytes.
@@ -223,6 +248,17 @@ impl Wal {
     /// [`WalError::OutOfRange`], [`WalError::NotARecordEnd`]; those of appending.
     pub fn truncate(&self, to: Lsn) -> Result<(), WalError> {
         self.change(Change::Truncate(to))
+    }
+
+    /// Removes the segments that lie below `floor` as a whole, of all timelines (see the `removal` module). Up to
+    /// `spares_max` files, with those that are spare already, are kept to be used again; this is also what the spares
+    /// are shrunk to. The segment that the log ends in stays, whatever the floor. Blocks on IO, beside the writer; a
+    /// crash at any point leaves a log that holds everything from the floor on.
+    ///
+    /// # Errors
+    /// [`WalError::Io`]: some may be gone, and none that is needed; [`WalError::Failed`], [`WalError::Closed`].
+    pub fn remove_before(&self, floor: Lsn, spares_max: usize) -> Result<Removal, WalError> {
+        remove_before(self.shared(), floor, spares_max)
     }
 
     fn change(&self, change: Change) -> Result<(), WalError> {

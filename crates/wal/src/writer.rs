@@ -8,9 +8,9 @@
 //! never reached the disk. The thread ends, and so must the process.
 //!
 //! The next segment is made ahead, by a thread of its own once the present one is half full, so that a switch costs a
-//! commit no zero-filling.
+//! commit no zero-filling; it, and a fork, take a spare file if one is ready (see `spares`).
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ pub(crate) struct Writer {
     watermark_written: Instant,
     segment: Option<Segment>,
     ahead: Option<Ahead>,
+    /// Makes a spare.
+    filling: Option<JoinHandle<()>>,
     /// Bytes that are gathered for one write; they end at `gathered_end`.
     buffer: Vec<u8>,
     gathered_end: Lsn,
@@ -74,12 +76,24 @@ impl Writer {
     pub(crate) fn new(shared: Arc<Shared>, watermark: Watermark) -> Self {
         let gathered_end = shared.lock().written;
         let watermark_written = Instant::now();
-        Self { shared, watermark, watermark_written, segment: None, ahead: None, buffer: Vec::new(), gathered_end }
+        Self {
+            shared,
+            watermark,
+            watermark_written,
+            segment: None,
+            ahead: None,
+            filling: None,
+            buffer: Vec::new(),
+            gathered_end,
+        }
     }
 
     /// Writes until the log is closed, abandoned or failed.
     pub(crate) fn run(mut self) {
         let guard = Guard(Arc::clone(&self.shared));
+        if self.gathered_end > self.shared.directory.segment_size.log_start() {
+            self.fill_spares();
+        }
         loop {
             let step = match self.next_work() {
                 Work::Group(chunks) => self.write_group(&chunks),
@@ -99,6 +113,10 @@ impl Writer {
             }
         }
         self.discard_ahead();
+        self.shared.spares.stop();
+        if self.filling.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("the thread that makes spare WAL segments ended unexpectedly");
+        }
         drop(guard);
     }
 
@@ -140,6 +158,7 @@ impl Writer {
         self.sync()?;
         self.shared.lock().io_started = None;
         self.prepare_ahead();
+        self.fill_spares();
         if self.watermark_written.elapsed() >= WATERMARK_INTERVAL { self.raise_watermark() } else { Ok(()) }
     }
 
@@ -223,10 +242,12 @@ impl Writer {
             Some(file) => file,
             None => match directory.open(id)? {
                 Some(file) => file,
-                None => directory.create_empty(id)?,
+                None => directory.create_empty(id, self.shared.spares.take())?,
             },
         };
         self.segment = Some(Segment { id, file, dirty: false });
+        self.shared.segment.send_replace(segment);
+        self.shared.spares.retry();
         Ok(())
     }
 
@@ -241,12 +262,29 @@ impl Writer {
             return;
         }
         let id = SegmentFile { timeline: segment.id.timeline, segment: segment.id.segment.next() };
-        let directory = directory.clone();
-        let thread =
-            std::thread::Builder::new().name("wal-prepare".to_owned()).spawn(move || directory.create_empty(id));
+        let shared = Arc::clone(&self.shared);
+        let prepare = move || shared.directory.create_empty(id, shared.spares.take());
+        let thread = std::thread::Builder::new().name("wal-prepare".to_owned()).spawn(prepare);
         match thread {
             Ok(thread) => self.ahead = Some(Ahead { id, thread }),
             Err(error) => tracing::warn!(%error, "no thread to prepare a WAL segment: the next switch makes it"),
+        }
+    }
+
+    /// Has a spare made, unless there are enough or one is being made.
+    fn fill_spares(&mut self) {
+        if !self.shared.spares.is_short() || self.filling.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let fill = move || {
+            if let Err(error) = shared.spares.fill() {
+                tracing::warn!(%error, "no spare WAL segment was made: the next segment or fork makes its own");
+            }
+        };
+        match std::thread::Builder::new().name("wal-spare".to_owned()).spawn(fill) {
+            Ok(thread) => self.filling = Some(thread),
+            Err(error) => tracing::warn!(%error, "no thread to make a spare WAL segment"),
         }
     }
 
@@ -264,6 +302,7 @@ impl Writer {
             Position::new(state.chain.timeline_ending_at(state.flushed), state.flushed)
         };
         self.watermark.raise(position)?;
+        self.shared.lock().watermark = position.lsn;
         self.watermark_written = Instant::now();
         Ok(())
     }
@@ -297,13 +336,15 @@ impl Writer {
         self.discard_ahead();
         self.segment = None;
         self.raise_watermark()?;
-        fork::begin(&self.shared.directory, &chain, &next, end.lsn)?;
+        fork::begin(&self.shared.directory, &self.shared.spares, &chain, &next, end.lsn)?;
         tracing::info!(timeline = %next.latest(), switch_lsn = %end.lsn, "WAL timeline begun");
         self.shared.lock().chain = Arc::new(next);
         Ok(())
     }
 
     fn truncate(&mut self, to: Lsn) -> Result<(), WalError> {
+        let shared = Arc::clone(&self.shared);
+        let _gate = shared.removal.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = self.shared.directory.clone();
         let (chain, begin, end) = {
             let state = self.shared.lock();
@@ -331,6 +372,7 @@ impl Writer {
             state.cuts.push(to);
             state.ring.clear();
             state.end = position;
+            state.watermark = state.watermark.min(to);
             (state.written, state.flushed) = (to, to);
             self.gathered_end = to;
             for watch in [&self.shared.appended, &self.shared.written, &self.shared.flushed] {

@@ -298,6 +298,7 @@ impl Agent {
         let needed = others.into_iter().chain(own).min();
         if self.needed_from != needed {
             self.needed_from = needed;
+            self.engine.set_needed_from(needed);
         }
     }
 }

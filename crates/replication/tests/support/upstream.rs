@@ -36,6 +36,7 @@ pub struct TestUpstream {
     history: Mutex<TimelineHistory>,
     seed_source: Mutex<Option<SeedSource>>,
     connections: watch::Sender<BTreeMap<u64, Connection>>,
+    on_connected: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl TestUpstream {
@@ -63,7 +64,13 @@ impl TestUpstream {
             history: Mutex::new(history.clone()),
             seed_source: Mutex::new(None),
             connections: watch::Sender::new(BTreeMap::new()),
+            on_connected: Mutex::new(None),
         })
+    }
+
+    /// Done once, when the next standby was taken on and nothing was read for it yet.
+    pub fn when_connected(&self, action: impl FnOnce() + Send + 'static) {
+        *self.on_connected.lock().expect("unpoisoned") = Some(Box::new(action));
     }
 
     pub fn forget_source(&self) {
@@ -137,6 +144,9 @@ impl UpstreamHooks for TestUpstream {
     }
 
     fn connected(&self, standby: StandbyInfo) -> Option<ConnectionId> {
+        if let Some(action) = self.on_connected.lock().expect("unpoisoned").take() {
+            action();
+        }
         let connection =
             Connection { standby, state: StreamState::Startup, acked: AckPosition::default(), connected: true };
         let mut id = 0;

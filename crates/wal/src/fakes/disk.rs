@@ -40,6 +40,7 @@ pub(super) struct Disk {
     pub capacity_bytes: Option<u64>,
     pub syncs_held: bool,
     pub failing_syncs: bool,
+    pub failing_removals: bool,
 }
 
 pub(super) fn apply_name(names: &mut BTreeMap<PathBuf, u64>, change: NameChange) {
@@ -94,7 +95,8 @@ impl Inode {
 impl Disk {
     pub(super) fn reset_faults(&mut self) {
         self.faults.clear();
-        (self.crashed, self.syncs_held, self.failing_syncs) = (false, false, false);
+        (self.crashed, self.syncs_held) = (false, false);
+        (self.failing_syncs, self.failing_removals) = (false, false);
     }
 
     /// Counts a changing operation; what is planned for it.
