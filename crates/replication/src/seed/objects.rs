@@ -111,7 +111,9 @@ impl Objects {
         wanted: &BTreeMap<Digest, (u32, u64)>,
         cancel: &CancellationToken,
     ) -> Result<(), SeedError> {
-        let sizes: BTreeSet<u64> = wanted.values().map(|(_, size)| *size).collect();
+        let lacks = |digest: &Digest| !self.path(*digest).exists();
+        let sizes: BTreeSet<u64> =
+            wanted.iter().filter(|(digest, _)| lacks(digest)).map(|(_, (_, size))| *size).collect();
         let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
         for entry in entries.flatten() {
             if cancel.is_cancelled() {
