@@ -69,8 +69,21 @@ fn text(status: &v1::StatusResponse, silent: &[Silent<'_>]) -> String {
 
 fn problem(member: &v1::MemberStatus) -> String {
     let damaged = if member.damaged { "its WAL does not count until it is on the sync list again" } else { "" };
-    let parts: Vec<&str> = [damaged, member.problem.as_str()].into_iter().filter(|part| !part.is_empty()).collect();
+    let seed = seed_line(member);
+    let parts: Vec<&str> =
+        [damaged, member.problem.as_str(), seed.as_str()].into_iter().filter(|part| !part.is_empty()).collect();
     format!("{}: {}", member.name, parts.join("; "))
+}
+
+/// How far a node that is being seeded is; empty for others.
+fn seed_line(member: &v1::MemberStatus) -> String {
+    if member.state != "seeding" {
+        return String::new();
+    }
+    let source = if member.seed_source.is_empty() { "no source at present" } else { &member.seed_source };
+    let [total, done, reused] =
+        [member.seed_bytes_total, member.seed_bytes_done, member.seed_bytes_reused].map(bytes_text);
+    format!("seeding from {source}: {done} of {total} are here, {reused} of them were before")
 }
 
 fn header(status: &v1::StatusResponse) -> String {
@@ -219,6 +232,17 @@ struct JsonMember<'a> {
     failover_priority: u32,
     no_sync: bool,
     incarnation: &'a str,
+    seed: Option<JsonSeed<'a>>,
+}
+
+/// Of a node that is being seeded.
+#[derive(Serialize)]
+struct JsonSeed<'a> {
+    source: Option<&'a str>,
+    bytes_total: u64,
+    bytes_done: u64,
+    bytes_reused: u64,
+    reason: &'a str,
 }
 
 fn some(text: &str) -> Option<&str> {
@@ -289,6 +313,13 @@ impl<'a> From<&'a v1::MemberStatus> for JsonMember<'a> {
             failover_priority: member.failover_priority,
             no_sync: member.no_sync,
             incarnation: &member.incarnation,
+            seed: (member.state == "seeding").then(|| JsonSeed {
+                source: some(&member.seed_source),
+                bytes_total: member.seed_bytes_total,
+                bytes_done: member.seed_bytes_done,
+                bytes_reused: member.seed_bytes_reused,
+                reason: &member.seed_reason,
+            }),
         }
     }
 }

@@ -126,3 +126,24 @@ fn the_latest_cluster_state_is_shown_and_the_primarys_word_counts() {
     let answers = [answer("a", 12), answer("ccc", 13)];
     assert_eq!(best(&answers).map(|status| status.answered_by.as_str()), Some("ccc"));
 }
+
+#[test]
+fn a_node_that_is_being_seeded_shows_how_far_it_is() {
+    let mut status = status();
+    let seeded = &mut status.members[2];
+    seeded.state = "seeding".to_owned();
+    seeded.problem = "it is being seeded: the WAL was removed upstream".to_owned();
+    (seeded.seed_source, seeded.seed_reason) = ("bb".to_owned(), "the WAL was removed upstream".to_owned());
+    (seeded.seed_bytes_total, seeded.seed_bytes_done, seeded.seed_bytes_reused) = (4 << 20, 2 << 20, 1 << 20);
+    let text = text(&status, &[]);
+    assert!(
+        text.contains(
+            "ccc: it is being seeded: the WAL was removed upstream; seeding from bb: 2.0 MiB of 4.0 MiB are here, \
+             1.0 MiB of them were before"
+        ),
+        "{text}"
+    );
+    let value: Value = serde_json::to_value(JsonStatus::new(&status, &[])).expect("json");
+    assert_eq!(value["members"][2]["seed"]["bytes_done"], json!(2 << 20));
+    assert_eq!(value["members"][1]["seed"], Value::Null);
+}

@@ -68,7 +68,7 @@ pub fn decide(
     if let Some(why) = refusal(me, initial, answers) {
         return Decision::Refuse { why };
     }
-    if let Some(why) = in_use(initial, answers) {
+    if let Some(why) = in_use(me, initial, answers) {
         return Decision::Wait { why };
     }
     let mut members = BTreeMap::new();
@@ -139,6 +139,7 @@ fn refusal(
 
 /// A member that is not empty: no new cluster is made.
 fn in_use(
+    me: &NodeName,
     initial: &BTreeMap<NodeName, String>,
     answers: &BTreeMap<NodeName, Option<IdentifyAnswer>>,
 ) -> Option<String> {
@@ -151,9 +152,11 @@ fn in_use(
         )
     } else {
         format!(
-            "{name} belongs to cluster {} already, so no new cluster is made; if this node belonged to it and lost its \
-             data directory, restore the directory, or remove the old node from the cluster and add this one",
-            used.system_id
+            "{name} belongs to cluster {} already, so no new cluster is made; if this node belonged to it and lost its data \
+             directory, restore the directory, or put this one in its place: run: understudy members replace {me} --endpoints {}; \
+             this node then goes on by itself",
+            used.system_id,
+            initial.get(name).map_or("(any other node)", String::as_str)
         )
     })
 }

@@ -68,7 +68,7 @@ fn nobody_makes_a_cluster_beside_a_member_in_use() {
     });
     for me in ["a", "c"] {
         let Decision::Wait { why } = decision(me, &in_a_cluster) else { panic!("{me} must wait") };
-        assert!(why.contains("0000000000000abc") && why.contains("remove the old node"), "{why}");
+        assert!(why.contains("0000000000000abc") && why.contains("run: understudy members replace"), "{why}");
     }
     let mut and_the_rest_silent = in_a_cluster;
     and_the_rest_silent.insert(name("c"), None);

@@ -78,6 +78,10 @@ pub struct NodeReport {
     pub stays_out: Option<String>,
     /// A standby: how far its stream is.
     pub stream_state: StreamState,
+    /// The WAL from here on must be kept for it: it is being seeded, or was and does not stream yet. None otherwise.
+    pub seeding_from: Option<Lsn>,
+    /// How far its seed is; none when it is not being seeded.
+    pub seed: Option<SeedProgress>,
     /// The generation of the cluster state that it has applied.
     pub generation: Generation,
     /// Whom it heard within `primary_timeout`, itself left out.
@@ -94,6 +98,19 @@ pub enum StreamState {
     Catchup,
     /// It had everything once since the stream began.
     Streaming,
+}
+
+/// How far a seed is. For people: nothing is decided by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SeedProgress {
+    /// Who sends; none between two attempts.
+    pub source: Option<NodeId>,
+    /// Of the files that are wanted, in bytes; zero before it is known.
+    pub bytes_total: u64,
+    /// Of these, what is here: reused or received.
+    pub bytes_done: u64,
+    /// Of these, what was here already and was not sent.
+    pub bytes_reused: u64,
 }
 
 /// A role that a node has, as opposed to one that it is assigned.

@@ -13,13 +13,19 @@
 //! | promoted: this node, this process | WAL ends at S | Open |
 //! | promoted: this node, another process | | nothing: the Raft leader sees it and begins a new election |
 //! | promoted: another node | sealed less than the present timeline | Seal |
+//! | promoted: another node | the WAL that it lacks is gone upstream | Seed |
 //! | promoted: another node | WAL ends off the history | Rejoin |
 //! | promoted: another node | | Follow |
-//! | whatever | applied what is off the history | StayOut |
+//! | no election is open | applied what is off the history | Seed |
+//! | whatever | is being seeded, or stays out | seals, and nothing else |
 //!
 //! The seal comes first, always: a node that follows timeline T has promised on disk never to acknowledge anything
 //! below T again (INV-FENCED), and a primary that learns of an election stops before it does anything else. Only the
 //! named process opens, only once, and only a WAL that ends at S (INV-ONE-PRIMARY).
+//!
+//! A node that has to be seeded begins with it only while no election is open: what it reported when it sealed stays
+//! true until the election is over. While it is being seeded it goes on sealing (INV-FENCED), and it does not ask to
+//! count again (INV-DURABLE): the data that it reports of is about to be replaced.
 //!
 //! What it refuses to do: to act on a state that is older than what this node itself has promised. After a restart
 //! the Raft state machine catches up from behind; until it is where the seal says it was, nothing happens.
@@ -58,7 +64,9 @@ pub struct NodeState {
     pub fetch_order: Option<FetchOrder>,
     /// The timeline that it was promoted to last and failed to open.
     pub failed_to_open: Option<TimelineId>,
-    /// Why it takes no part until somebody helps it; none when it does.
+    /// The upstream that it followed last on the present timeline does not have the WAL that continues its own any more.
+    pub wal_gone: bool,
+    /// Why it takes no part: it is being seeded, or waits for help; none when it does.
     pub stays_out: Option<String>,
 }
 
@@ -113,8 +121,9 @@ pub enum NodeAction {
     },
     /// Stop the walreceiver.
     StopFollowing,
-    /// Take no part until somebody helps, but go on voting, sealing and confirming.
-    StayOut {
+    /// Persist that the node is damaged, then replace its data by that of another node. It takes no part meanwhile, but
+    /// goes on voting, sealing and confirming.
+    Seed {
         /// For people.
         why: String,
     },
@@ -152,12 +161,12 @@ fn next_step(node: &NodeState, state: &ClusterState) -> Option<NodeAction> {
     if node.role == NodeRole::Witness {
         return None;
     }
-    if let Some(stay_out) = needs_undo(node, state) {
-        let known = node.stays_out.is_some();
-        return if known { stop_following(node) } else { Some(stay_out) };
-    }
     if node.stays_out.is_some() {
         return stop_following(node);
+    }
+    if let Some(why) = needs_undo(node, state) {
+        let may_begin = state.election.is_none();
+        return stop_following(node).or_else(|| may_begin.then_some(NodeAction::Seed { why }));
     }
     if state.election.is_some() {
         return fetch(node, state);
@@ -176,15 +185,15 @@ fn position(node: &NodeState, state: &ClusterState) -> Lsn {
 }
 
 /// The store can only go forward here: a node whose store holds what the history left cannot follow it.
-fn needs_undo(node: &NodeState, state: &ClusterState) -> Option<NodeAction> {
+fn needs_undo(node: &NodeState, state: &ClusterState) -> Option<String> {
     let position = position(node, state);
-    (node.applied > position).then(|| NodeAction::StayOut {
-        why: format!(
+    (node.applied > position).then(|| {
+        format!(
             "its store has applied up to {}, but of its WAL only what is before {position} lies on the history of \
-             timeline {}; seed it again from another node",
+             timeline {}",
             node.applied,
             state.timeline()
-        ),
+        )
     })
 }
 
@@ -231,19 +240,24 @@ fn open(node: &NodeState, state: &ClusterState, promoted: &HistoryEntry) -> Opti
 /// Another node was promoted.
 fn follow(node: &NodeState, state: &ClusterState, promoted: &HistoryEntry) -> Option<NodeAction> {
     let following = Following { primary: promoted.node, timeline: promoted.switch.timeline };
-    if node.following == Some(following) {
+    if node.following == Some(following) && !node.wal_gone {
         return None;
     }
     if node.following.is_some() {
         return stop_following(node);
     }
+    if node.wal_gone {
+        let why = format!("the WAL that follows its own, which ends at {}, was removed upstream", node.wal_end.lsn);
+        return Some(NodeAction::Seed { why });
+    }
     rejoin(node, state).or_else(|| Some(NodeAction::Follow { following, history: state.timeline_history() }))
 }
 
-/// A damaged node asks to count again once nobody counts on it. Not while it is the primary that was promoted last:
+/// A damaged node asks to count again once nobody counts on it. Not while its data is being replaced; and not while it is the primary that was promoted last:
 /// its seal alone would allow the next promotion.
 fn clear_damage(node: &NodeState, state: &ClusterState) -> Option<NodeAction> {
-    if !node.damaged {
+    let to_be_replaced = node.stays_out.is_some() || node.wal_gone || node.applied > position(node, state);
+    if !node.damaged || to_be_replaced {
         return None;
     }
     let damage_epoch = node.damage_epoch;

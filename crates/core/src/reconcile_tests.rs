@@ -32,6 +32,7 @@ fn node(number: u64, lsn: u64) -> NodeState {
         damage_epoch: 0,
         fetch_order: None,
         failed_to_open: None,
+        wal_gone: false,
         stays_out: None,
     }
 }
@@ -163,21 +164,60 @@ fn everybody_else_cuts_its_wal_back_and_follows() {
 }
 
 #[test]
-fn a_node_that_applied_what_was_left_stays_out() {
+fn a_node_that_applied_what_was_left_is_seeded() {
     let applied_too_much = NodeState { applied: Lsn::new(501), ..node(3, 700) };
-    let [NodeAction::StayOut { why }] = &reconcile(&applied_too_much, &promoted())[..] else { panic!("not out") };
+    let [NodeAction::Seed { why }] = &reconcile(&applied_too_much, &promoted())[..] else { panic!("not seeded") };
     assert_eq!(
         why,
-        "its store has applied up to 0/000001F5, but of its WAL only what is before 0/000001F4 lies on the history of \
-         timeline 2; seed it again from another node"
+        "its store has applied up to 0/000001F5, but of its WAL only what is before 0/000001F4 lies on the history of timeline 2"
     );
-    let out = NodeState { stays_out: Some(why.clone()), ..applied_too_much };
-    assert_eq!(reconcile(&out, &promoted()), []);
-    let out = NodeState { following: following(2, 2), ..out };
-    assert_eq!(reconcile(&out, &promoted()), [NodeAction::StopFollowing]);
+    let seeding = NodeState { stays_out: Some(why.clone()), ..applied_too_much.clone() };
+    assert_eq!(reconcile(&seeding, &promoted()), [], "under way");
+    let follows = NodeState { following: following(2, 2), ..seeding };
+    assert_eq!(reconcile(&follows, &promoted()), [NodeAction::StopFollowing]);
+    // What it reported when it sealed stays true until the election is over.
+    let election = Scenario::new(3).state;
+    let sealed = NodeState { wal_end: Position::new(TWO, Lsn::new(700)), ..applied_too_much };
+    assert_eq!(reconcile(&sealed, &election), []);
     // For other reasons it stays out as well, even when it was promoted.
     let out = NodeState { stays_out: Some("its WAL is corrupt".to_owned()), ..node(2, 500) };
     assert_eq!(reconcile(&out, &promoted()), []);
+}
+
+#[test]
+fn a_node_whose_wal_is_gone_upstream_is_seeded_once_its_walreceiver_has_ended() {
+    let state = promoted();
+    let refused = NodeState { wal_gone: true, following: following(2, 2), ..node(3, 450) };
+    assert_eq!(reconcile(&refused, &state), [NodeAction::StopFollowing]);
+    let stopped = NodeState { following: None, ..refused };
+    let [NodeAction::Seed { why }] = &reconcile(&stopped, &state)[..] else { panic!("not seeded") };
+    assert_eq!(why, "the WAL that follows its own, which ends at 0/000001C2, was removed upstream");
+    // An election comes first, whatever is gone.
+    let mut election = state.clone();
+    election.election = Scenario::new(3).state.election;
+    election.election.as_mut().unwrap().timeline = TimelineId::new(3);
+    assert_eq!(reconcile(&stopped, &election), [NodeAction::Seal { timeline: TimelineId::new(3) }]);
+    let seeding = NodeState { stays_out: Some(why.clone()), ..stopped };
+    assert_eq!(reconcile(&seeding, &election), [NodeAction::Seal { timeline: TimelineId::new(3) }], "INV-FENCED");
+    assert_eq!(reconcile(&seeding, &state), []);
+}
+
+#[test]
+fn a_node_that_is_being_seeded_does_not_ask_to_count_again() {
+    // INV-DURABLE: it would be put on the sync list for data that is about to be replaced.
+    let seeding = NodeState {
+        damaged: true,
+        damage_epoch: 2,
+        wal_gone: true,
+        stays_out: Some("is being seeded".to_owned()),
+        ..node(1, 450)
+    };
+    let mut state = promoted();
+    assert_eq!(reconcile(&seeding, &state), []);
+    state.damage_epochs.insert(id(1), 2);
+    assert_eq!(reconcile(&seeding, &state), []);
+    let done = NodeState { wal_gone: false, stays_out: None, following: following(2, 2), ..seeding };
+    assert_eq!(reconcile(&done, &state), [NodeAction::ClearDamage { damage_epoch: 2 }]);
 }
 
 #[test]

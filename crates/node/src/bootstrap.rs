@@ -194,6 +194,15 @@ async fn first_command(
     Some(Command::Bootstrap { system_id, members, segment_size: segment_size?, settings: settings.clone() })
 }
 
+/// What a node is told that the cluster does not know: why, and what to run.
+pub fn not_a_member(name: &NodeName, node_id: NodeId, system_id: SystemId) -> String {
+    format!(
+        "node \"{name}\" ({node_id}) is not a member of cluster {system_id}: its data directory was replaced after the cluster \
+         was made, or it was removed; a directory that lost its data cannot vote or count under the old identity; to put this one \
+         in its place, run: understudy members replace {name} --endpoints (any other node); this node then goes on by itself"
+    )
+}
+
 /// The list as it is given to others: equal lists give equal texts.
 pub fn canonical(initial_cluster: &InitialCluster) -> String {
     initial_cluster_text(initial_cluster)

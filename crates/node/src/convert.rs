@@ -1,6 +1,6 @@
 //! Domain types to protobuf and back, for what only nodes exchange.
 
-use understudy_core::observation::{FetchOrder, NodeReport, NodeRole, Seal, StreamState};
+use understudy_core::observation::{FetchOrder, NodeReport, NodeRole, Seal, SeedProgress, StreamState};
 use understudy_rpc::v1;
 use understudy_types::{Generation, Incarnation, Lsn, NodeId, Position, TimelineId};
 
@@ -47,6 +47,13 @@ pub fn report_to_wire(report: &NodeReport) -> v1::NodeReport {
         raft_leader: report.raft_leader.map_or(0, NodeId::get),
         generation: report.generation.get(),
         hears: report.hears.iter().map(|node| node.get()).collect(),
+        seeding_from_lsn: report.seeding_from.map_or(0, Lsn::get),
+        seed: report.seed.map(|seed| v1::SeedProgress {
+            source_node_id: seed.source.map_or(0, NodeId::get),
+            bytes_total: seed.bytes_total,
+            bytes_done: seed.bytes_done,
+            bytes_reused: seed.bytes_reused,
+        }),
     }
 }
 
@@ -95,6 +102,13 @@ pub fn report_from_wire(beat: &v1::Beat, report: &v1::NodeReport) -> Result<Node
         failed_to_open: timeline(report.failed_to_open),
         could_not_fetch: timeline(report.could_not_fetch),
         stays_out: report.stays_out.then(|| report.problem.clone()),
+        seeding_from: (report.seeding_from_lsn != 0).then(|| Lsn::new(report.seeding_from_lsn)),
+        seed: report.seed.as_ref().map(|seed| SeedProgress {
+            source: (seed.source_node_id != 0).then(|| NodeId::new(seed.source_node_id)),
+            bytes_total: seed.bytes_total,
+            bytes_done: seed.bytes_done,
+            bytes_reused: seed.bytes_reused,
+        }),
         generation: Generation::new(report.generation),
         hears: report.hears.iter().map(|node| NodeId::new(*node)).collect(),
     })

@@ -20,6 +20,7 @@ pub mod bootstrap;
 pub mod config;
 pub mod confirmer;
 pub mod convert;
+mod damage;
 pub mod identity;
 pub mod mesh;
 pub mod promises;

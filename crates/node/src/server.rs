@@ -18,16 +18,19 @@ use understudy_control::{Control, ControlConfig, ControlError};
 use understudy_core::state::{ClusterState, Settings};
 use understudy_core::sync::{StandbyNames, StandbyNamesError};
 use understudy_engine::{Engine, EngineConfig, OpenError, SystemClock};
+use understudy_replication::seed::{SeedError, Seeder, SeederSettings, swap};
 use understudy_rpc::v1;
 use understudy_store::{RocksConfig, RocksStore, StoreError};
-use understudy_types::{Incarnation, NodeId, SystemId};
+use understudy_types::{Incarnation, SystemId};
 use understudy_wal::WalError;
 use understudy_wal::files::{Files, RealFiles};
 
-use crate::agent::{Agent, AgentParts};
+use crate::agent::seeding::Carried;
+use crate::agent::{Agent, AgentEnd, AgentParts};
 use crate::bootstrap;
 use crate::config::{ConfigError, ServerConfig};
 use crate::confirmer::Confirmer;
+use crate::damage;
 use crate::identity::{DataDir, DataDirError, random_u64};
 use crate::mesh::{EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
@@ -38,6 +41,9 @@ use crate::view::NodeView;
 
 /// Answers of voters that wait for the confirmer.
 const ANSWERS_MAX: usize = 1024;
+/// How long requests may hold a store that is to be replaced: longer than a request may take.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(60);
+const RELEASE_LOOK: Duration = Duration::from_millis(10);
 /// How long streams and requests may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -84,22 +90,12 @@ pub enum ServerError {
         /// Why not.
         source: StoreError,
     },
+    /// The new data of a seed cannot take the place of the old.
+    #[error("the data of this node was fetched anew but cannot be put in its place: {0}; the next start tries again")]
+    Swap(#[from] SeedError),
     /// The WAL or the store does not open.
     #[error("{}", with_causes(.0))]
     Engine(#[from] OpenError),
-    /// The cluster does not know this node.
-    #[error(
-        "node \"{name}\" ({node_id}) is not a member of cluster {system_id}: its data directory was replaced after the cluster \
-         was made, or it was removed; a directory that lost its data cannot vote or count under the old identity"
-    )]
-    NotAMember {
-        /// `--name`.
-        name: String,
-        /// Of the data directory.
-        node_id: NodeId,
-        /// Of the cluster.
-        system_id: SystemId,
-    },
     /// The cluster knows this node elsewhere.
     #[error(
         "the cluster knows node \"{name}\" at {known}, but this server advertises {given}: start it with --advertise {known}; if this \
@@ -137,7 +133,8 @@ fn is_damage(error: &OpenError) -> bool {
     match error {
         OpenError::Wal(error) => matches!(error, WalError::Corrupt { .. } | WalError::CorruptFile { .. }),
         OpenError::StoreAhead { .. } | OpenError::StoreDiverged { .. } => true,
-        OpenError::Store(_) | OpenError::Failed(_) => false,
+        OpenError::Store(error) => error.is_damage(),
+        OpenError::Failed(_) => false,
     }
 }
 
@@ -213,6 +210,7 @@ struct Server {
     control: Control,
     confirmer: Confirmer,
     upstream: Arc<Upstream>,
+    seeder: Arc<Seeder>,
     view: watch::Sender<NodeView>,
     outgoing: watch::Sender<Outgoing>,
     standing: watch::Sender<Standing>,
@@ -229,6 +227,10 @@ impl Server {
     async fn start(config: ServerConfig, stop: CancellationToken) -> Result<Self, ServerError> {
         let files: Arc<dyn Files> = Arc::new(RealFiles);
         let data_dir = DataDir::open(&*files, &config.data_dir, &config.name, config.segment_size)?;
+        // Before anything in it is opened: a seed that was complete takes the place of the old data.
+        swap::complete(&config.data_dir)?;
+        damage::finish(&config.data_dir)?;
+        let seeder = Arc::new(Seeder::new(&config.data_dir, SeederSettings::default()));
         let address = config.listen;
         let listener = TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })?;
         let me = Me { node_id: data_dir.identity().node_id, incarnation: Incarnation::new(random_u64()?) };
@@ -281,6 +283,7 @@ impl Server {
             mesh: MeshService::new(mesh.clone(), greeter, stop_serving.clone()),
             control: control.clone(),
             upstream: Arc::clone(&upstream),
+            seeder: Arc::clone(&seeder),
             stop: stop_serving.clone(),
         })
         .await;
@@ -292,6 +295,7 @@ impl Server {
             control,
             confirmer,
             upstream,
+            seeder,
             view,
             outgoing,
             standing,
@@ -332,28 +336,41 @@ impl Server {
             failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
             cluster = self.belong() => cluster?,
         };
-        let mut promises = PromiseFile::open(Arc::clone(&self.files), self.data_dir.path())?;
-        let engine = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
-            engine = self.open_engine(&cluster, &mut promises) => engine?,
-        };
+        let mut carried = Carried::new(PromiseFile::open(Arc::clone(&self.files), self.data_dir.path())?);
+        loop {
+            let engine = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
+                engine = self.open_engine(&cluster, &mut carried.promises) => engine?,
+            };
+            match self.serve_until_replaced(engine, carried).await? {
+                Some(next) => carried = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// One engine and its agent. Gives what the next ones go on with when the node was seeded; none when it stops.
+    async fn serve_until_replaced(&mut self, engine: Engine, carried: Carried) -> Result<Option<Carried>, ServerError> {
+        let mut control_failure = self.control.failure();
         let mut wal_failure = engine.wal().failure();
         let mut engine_failure = engine.failure();
         let agent = Agent::new(AgentParts {
             me: self.me,
             files: Arc::clone(&self.files),
-            promises,
+            data_dir: self.data_dir.path().to_owned(),
+            carried,
             control: self.control.clone(),
             engine: engine.clone(),
             confirmer: self.confirmer.clone(),
             upstream: Arc::clone(&self.upstream),
+            seeder: Arc::clone(&self.seeder),
             view: self.view.clone(),
             outgoing: self.outgoing.clone(),
             standing: self.standing.clone(),
             mesh: self.mesh.clone(),
             health: self.health.clone(),
-            stop: stop.clone(),
+            stop: self.stop.clone(),
         });
         let outcome = tokio::select! {
             ended = agent.run(&mut self.events) => ended.map_err(|error| ServerError::Failed(error.to_string())),
@@ -364,13 +381,57 @@ impl Server {
         // However it ended: nothing more is acknowledged or streamed while the rest is taken apart.
         engine.set_confirmed_until(None);
         self.upstream.stop_serving();
-        if outcome.is_ok() {
-            let stopped = tokio::task::spawn_blocking(move || engine.stop()).await;
-            if !matches!(stopped, Ok(Ok(()))) {
-                tracing::warn!(?stopped, "the engine did not stop cleanly: the next start recovers");
+        match outcome {
+            Ok(AgentEnd::Stopped) => {
+                let stopped = tokio::task::spawn_blocking(move || engine.stop()).await;
+                if !matches!(stopped, Ok(Ok(()))) {
+                    tracing::warn!(?stopped, "the engine did not stop cleanly: the next start recovers");
+                }
+                Ok(None)
+            }
+            Ok(AgentEnd::Seeded(carried)) => self.swap(engine, *carried).await.map(Some),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Closes the engine and puts the new data in its place, while the mesh goes on. If this fails or the process dies, the
+    /// next start does it.
+    async fn swap(&mut self, engine: Engine, mut carried: Carried) -> Result<Carried, ServerError> {
+        self.upstream.clear_source();
+        self.view.send_modify(|view| {
+            view.engine = None;
+            view.waiting_for = Some("this node was seeded and opens its new data".to_owned());
+        });
+        let data_dir = self.data_dir.path().to_owned();
+        let swapping = async {
+            let store = Arc::downgrade(engine.store());
+            let closed = tokio::task::spawn_blocking(move || engine.stop()).await;
+            if !matches!(closed, Ok(Ok(()))) {
+                tracing::warn!(?closed, "the engine that is given up did not stop cleanly");
+            }
+            // Requests that are being answered may still hold it.
+            let released = async {
+                while store.strong_count() > 0 {
+                    tokio::time::sleep(RELEASE_LOOK).await;
+                }
+            };
+            if tokio::time::timeout(RELEASE_TIMEOUT, released).await.is_err() {
+                return Err(ServerError::Failed(
+                    "requests hold the store that is to be replaced: the next start replaces it".to_owned(),
+                ));
+            }
+            let swapped = tokio::task::spawn_blocking(move || swap::complete(&data_dir)).await;
+            swapped.map_err(|error| ServerError::Failed(error.to_string()))?.map_err(ServerError::from)
+        };
+        tokio::pin!(swapping);
+        loop {
+            tokio::select! {
+                outcome = &mut swapping => break outcome?,
+                Some(event) = self.events.recv() => carried.hear(&event),
             }
         }
-        outcome
+        tracing::info!("the new data has taken the place of the old");
+        Ok(carried)
     }
 
     /// Waits until the cluster has its system id and binds the data directory to it.
@@ -404,12 +465,9 @@ impl Server {
             () = &mut joining => known.await,
         }?;
         self.data_dir.join_cluster(&*self.files, cluster.system_id)?;
+        let cluster = self.be_a_member(cluster).await?;
         let Some(member) = cluster.members.get(&self.me.node_id) else {
-            return Err(ServerError::NotAMember {
-                name: self.config.name.to_string(),
-                node_id: self.me.node_id,
-                system_id: cluster.system_id,
-            });
+            return Err(ServerError::Failed("this node is not a member any more".to_owned()));
         };
         if member.address != self.config.advertise {
             return Err(ServerError::OtherAddress {
@@ -421,6 +479,23 @@ impl Server {
         self.standing.send_modify(|standing| standing.system_id = cluster.system_id);
         self.view.send_modify(|view| view.waiting_for = None);
         Ok(cluster)
+    }
+
+    /// A directory that was replaced is another node: it waits until somebody makes it a member.
+    async fn be_a_member(&self, cluster: Arc<ClusterState>) -> Result<Arc<ClusterState>, ServerError> {
+        let me = self.me.node_id;
+        if cluster.members.contains_key(&me) {
+            return Ok(cluster);
+        }
+        let why = bootstrap::not_a_member(&self.config.name, me, cluster.system_id);
+        tracing::warn!(%why, "waiting to become a member");
+        self.view.send_modify(|view| view.waiting_for = Some(why));
+        let mut states = self.control.state();
+        let joined = states.wait_for(|applied| applied.state.members.contains_key(&me)).await;
+        match joined {
+            Ok(applied) => Ok(Arc::new(applied.state.clone())),
+            Err(_) => Err(ServerError::Failed("raft ended".to_owned())),
+        }
     }
 
     /// A log that was there once and is not any more: the node starts anew, and does not count as what it was.
@@ -435,6 +510,31 @@ impl Server {
 
     async fn open_engine(&self, cluster: &ClusterState, promises: &mut PromiseFile) -> Result<Engine, ServerError> {
         self.notice_lost_log(promises)?;
+        let mut opened = self.try_open(cluster).await;
+        let damage = match &opened {
+            Err(ServerError::Engine(error)) => is_damage(error),
+            Err(ServerError::Store { source, .. }) => source.is_damage(),
+            Err(_) | Ok(_) => false,
+        };
+        if let (true, Err(error)) = (damage, &opened) {
+            // Before anybody repairs it: what this node confirmed once does not count until the cluster knows.
+            promises.mark_damaged()?;
+            let has_others = cluster.members.iter().any(|(id, member)| *id != self.me.node_id && !member.witness);
+            if has_others {
+                let data_dir = self.data_dir.path().to_owned();
+                tracing::error!(%error, kept_in = %damage::damaged_dir(&data_dir).display(),
+                    "the data of this node is damaged: it is set aside, and fetched again from another node");
+                let moved = tokio::task::spawn_blocking(move || damage::set_aside(&data_dir)).await;
+                moved.map_err(|error| ServerError::Failed(error.to_string()))??;
+                opened = self.try_open(cluster).await;
+            }
+        }
+        let engine = opened?;
+        promises.log_made()?;
+        Ok(engine)
+    }
+
+    async fn try_open(&self, cluster: &ClusterState) -> Result<Engine, ServerError> {
         let began = Instant::now();
         let path = self.data_dir.path().join("store");
         let mut config = EngineConfig::new(self.data_dir.path(), cluster.system_id);
@@ -446,16 +546,8 @@ impl Server {
             Engine::open(config, files, Arc::new(store), Arc::new(SystemClock)).map_err(ServerError::from)
         })
         .await;
-        let opened =
-            opened.unwrap_or_else(|error| Err(ServerError::Failed(format!("the engine did not open: {error}"))));
-        if let Err(ServerError::Engine(error)) = &opened
-            && is_damage(error)
-        {
-            // Before anybody repairs it: what this node confirmed once does not count until the cluster knows.
-            promises.mark_damaged()?;
-        }
-        let engine = opened?;
-        promises.log_made()?;
+        let engine =
+            opened.unwrap_or_else(|error| Err(ServerError::Failed(format!("the engine did not open: {error}"))))?;
         tracing::info!(wal_end = %engine.wal().end(), applied = %*engine.visible().borrow(), elapsed_ms = began.elapsed().as_millis(),
             "recovered");
         Ok(engine)

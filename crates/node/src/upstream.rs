@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use understudy_core::sync::{Ack, WalSenderState};
+use understudy_replication::seed::SeedSource;
 use understudy_replication::{
     AckPosition, ConnectionId, ServingTimeline, Source, StandbyInfo, StreamState, UpstreamHooks,
 };
@@ -25,6 +26,7 @@ struct Served {
 #[derive(Default)]
 struct State {
     source: Option<Source>,
+    seed_source: Option<SeedSource>,
     /// Completely.
     sealed_for: TimelineId,
     served: Option<Served>,
@@ -59,6 +61,17 @@ impl Upstream {
     /// The engine is open.
     pub fn set_source(&self, source: Source) {
         self.lock().source = Some(source);
+    }
+
+    /// What other nodes may be seeded from; none while that is not to be had.
+    pub fn set_seed_source(&self, source: Option<SeedSource>) {
+        self.lock().seed_source = source;
+    }
+
+    /// The engine is about to be closed.
+    pub fn clear_source(&self) {
+        let mut state = self.lock();
+        (state.source, state.seed_source) = (None, None);
     }
 
     /// The cluster state moved.
@@ -115,6 +128,10 @@ impl UpstreamHooks for Upstream {
 
     fn history(&self) -> TimelineHistory {
         self.history.borrow().clone()
+    }
+
+    fn seed_source(&self) -> Option<SeedSource> {
+        self.lock().seed_source.clone()
     }
 
     fn is_member(&self, node: NodeId) -> bool {

@@ -9,6 +9,7 @@ use understudy_types::{Incarnation, Lsn, NodeId, SystemId, TimelineHistory, Time
 use understudy_wal::Wal;
 
 use crate::message::{AckPosition, StreamState, WalFormat};
+use crate::seed::SeedSource;
 
 /// The log that is streamed.
 #[derive(Debug, Clone)]
@@ -62,6 +63,11 @@ pub trait UpstreamHooks: Send + Sync + 'static {
 
     /// The history of the cluster state.
     fn history(&self) -> TimelineHistory;
+
+    /// What other nodes may be seeded from; none while that is not to be had (it is being seeded itself, for example).
+    fn seed_source(&self) -> Option<SeedSource> {
+        None
+    }
 
     /// Whether `node` is a member that may have this node's log.
     fn is_member(&self, node: NodeId) -> bool;

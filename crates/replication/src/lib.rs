@@ -5,6 +5,7 @@
 //! | [`message`] | what the two ends say | |
 //! | [`sender`] | the walsender's decisions, without IO | the upstream, one per stream |
 //! | [`receiver`] | the walreceiver's decisions, without IO | the standby, one per upstream |
+//! | [`seed`] | a node that cannot go on from its own data gets another one's | both ends |
 //! | [`serve`] | the gRPC service around the senders | the node's one port |
 //! | [`follow()`] | the receiver as a task | a standby |
 //! | [`fetch()`] | the receiver once more, for what the winner of an election lacks | the winner |
@@ -23,6 +24,7 @@ mod link;
 pub mod log;
 pub mod message;
 pub mod receiver;
+pub mod seed;
 pub mod sender;
 pub mod serve;
 mod session;

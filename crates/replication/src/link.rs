@@ -297,7 +297,7 @@ fn removed_segment(status: &tonic::Status) -> Option<String> {
 }
 
 /// A status in the words that help: the peer's own, or the network's.
-fn describe(status: &tonic::Status) -> String {
+pub(crate) fn describe(status: &tonic::Status) -> String {
     match std::error::Error::source(status) {
         Some(source) => format!("{}: {}", status.message(), chain(source)),
         None if status.message().is_empty() => format!("{:?}", status.code()),

@@ -17,12 +17,14 @@ use tonic::{Request, Response, Status, Streaming};
 use understudy_rpc::error::RpcError;
 use understudy_rpc::v1;
 use understudy_rpc::v1::replication_server::ReplicationServer;
-use understudy_types::{Lsn, NodeId, TimelineHistory};
+use understudy_types::{Lsn, NodeId, SystemId, TimelineHistory};
 use understudy_wal::Decoder;
+use understudy_wal::segment::FORMAT_VERSION;
 
 use crate::error::Refusal;
 use crate::hooks::{Source, StandbyInfo, UpstreamHooks};
 use crate::message::{FromStandby, Start};
+use crate::seed::{self, SeedSource, Seeder};
 use crate::sender::{Upstream, WalSender};
 use crate::session::{Registration, Session};
 use crate::transport::MESSAGE_BYTES_MAX;
@@ -55,6 +57,8 @@ pub struct ReplicationService<H> {
     slots: Arc<Semaphore>,
     /// The stream that each standby has now.
     streams: Mutex<BTreeMap<NodeId, StreamHandle>>,
+    /// None where nobody is seeded from.
+    seeder: Option<Arc<Seeder>>,
     stop: CancellationToken,
 }
 
@@ -83,7 +87,12 @@ impl<H: UpstreamHooks> ReplicationService<H> {
     /// The same with other than the default settings.
     pub fn with_settings(hooks: Arc<H>, stop: CancellationToken, settings: SenderSettings) -> Self {
         let slots = Arc::new(Semaphore::new(settings.senders_max));
-        Self { hooks, settings, slots, streams: Mutex::default(), stop }
+        Self { hooks, settings, slots, streams: Mutex::default(), seeder: None, stop }
+    }
+
+    /// The same, and other nodes may be seeded from this one.
+    pub fn seeding(self, seeder: Arc<Seeder>) -> Self {
+        Self { seeder: Some(seeder), ..self }
     }
 
     /// For the node's port, with the limits that the log needs.
@@ -155,6 +164,7 @@ impl<H: UpstreamHooks> ReplicationService<H> {
 #[tonic::async_trait]
 impl<H: UpstreamHooks> v1::replication_server::Replication for ReplicationService<H> {
     type StreamStream = ReceiverStream<Result<v1::FromUpstream, Status>>;
+    type SeedStream = ReceiverStream<Result<v1::FromSeeder, Status>>;
 
     async fn stream(
         &self,
@@ -210,9 +220,68 @@ impl<H: UpstreamHooks> v1::replication_server::Replication for ReplicationServic
         tokio::spawn(session.run(inbound, outbound));
         Ok(Response::new(ReceiverStream::new(messages)))
     }
+
+    async fn seed(&self, request: Request<Streaming<v1::FromSeeded>>) -> Result<Response<Self::SeedStream>, Status> {
+        let mut inbound = request.into_inner();
+        let start = self.read_seed_start(&mut inbound).await?;
+        let node = NodeId::new(start.node_id);
+        if !self.hooks.is_member(node) {
+            return Err(Status::failed_precondition(format!(
+                "node {node} is not a member that this node seeds: add it to the cluster first"
+            )));
+        }
+        let (Some(seeder), Some(source)) = (self.seeder.clone(), self.hooks.seed_source()) else {
+            return Err(Status::unavailable("this node has no data (yet) that another one could be seeded with"));
+        };
+        check_seeded(&source, &start)?;
+        let (outbound, messages) = mpsc::channel(seed::source::OUTBOUND_MESSAGES_MAX);
+        tokio::spawn(seeder.run(source, start, inbound, outbound, self.stop.clone()));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+}
+
+/// Refuses who could do nothing with this node's data, before a checkpoint is made.
+fn check_seeded(source: &SeedSource, start: &v1::SeedStart) -> Result<(), Status> {
+    let wal = source.engine.wal();
+    let (theirs, ours) = (SystemId::new(start.system_id), wal.system_id());
+    if theirs != ours {
+        return Err(Status::failed_precondition(format!(
+            "the node belongs to cluster {theirs}, this one to cluster {ours}: it has the data directory of another cluster"
+        )));
+    }
+    let (theirs, ours) = (start.wal_format_version, FORMAT_VERSION);
+    if theirs != ours {
+        return Err(Status::failed_precondition(format!(
+            "the node's WAL format is version {theirs}, this one's is version {ours}: run the same release on both"
+        )));
+    }
+    let (theirs, ours) = (start.segment_size, wal.segment_size().get());
+    if theirs != ours {
+        return Err(Status::failed_precondition(format!(
+            "the node's WAL segments have {theirs} bytes, this one's have {ours}: the segment size is the cluster's"
+        )));
+    }
+    if start.node_id == source.node.get() {
+        return Err(Status::failed_precondition(format!("node {} asked itself for a seed", source.node)));
+    }
+    Ok(())
 }
 
 impl<H: UpstreamHooks> ReplicationService<H> {
+    async fn read_seed_start(&self, inbound: &mut Streaming<v1::FromSeeded>) -> Result<v1::SeedStart, Status> {
+        let first = tokio::select! {
+            first = tokio::time::timeout(START_TIMEOUT_DEFAULT, inbound.message()) => first,
+            () = self.stop.cancelled() => return Err(Status::unavailable("this node stops")),
+        };
+        let first = first.map_err(|_| Status::deadline_exceeded("no SeedStart came in time"))?;
+        match first?.and_then(|first| first.message) {
+            Some(v1::from_seeded::Message::Start(start)) => Ok(start),
+            Some(v1::from_seeded::Message::Want(_) | v1::from_seeded::Message::Finished(_)) | None => {
+                Err(Status::invalid_argument("expected SeedStart"))
+            }
+        }
+    }
+
     fn register(&self, start: &Start, address: Option<std::net::SocketAddr>) -> Result<Registration<H>, Status> {
         let &Start { node, incarnation, damage_epoch, timeline, .. } = start;
         let info = StandbyInfo { node, incarnation, damage_epoch, timeline, address };

@@ -181,6 +181,22 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether what is on disk is damaged: opening it again does not help.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Rocks { source, .. } => source.kind() == rocksdb::ErrorKind::Corruption,
+            Self::Corrupt { .. } => true,
+            Self::NoFiles
+            | Self::Format { .. }
+            | Self::Foreign { .. }
+            | Self::CheckpointExists { .. }
+            | Self::List { .. }
+            | Self::OutOfOrder { .. } => false,
+        }
+    }
+}
+
 /// Refuses what does not continue `applied` in LSN order up to `to`.
 ///
 /// # Errors

@@ -76,6 +76,8 @@ pub fn report(number: u64, timeline: u32, lsn: u64) -> NodeReport {
         failed_to_open: None,
         could_not_fetch: None,
         stays_out: None,
+        seeding_from: None,
+        seed: None,
         stream_state: StreamState::Streaming,
         generation: Generation::new(1),
         hears: (1..=9).filter(|other| *other != number).map(id).collect(),

@@ -52,7 +52,8 @@ impl World {
                 (node.following, node.upstream) = (Some(following), None);
             }
             NodeAction::StopFollowing => (node.following, node.upstream) = (None, None),
-            NodeAction::StayOut { why } => {
+            // What another node would send is not part of this model: the node stays out from here on.
+            NodeAction::Seed { why } => {
                 node.stays_out = Some(why);
                 return invariants::invariant_visible(self, id);
             }

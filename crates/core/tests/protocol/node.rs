@@ -175,6 +175,7 @@ impl Node {
             damage_epoch: self.damage_epoch,
             fetch_order: self.fetch_order,
             failed_to_open: self.failed_to_open,
+            wal_gone: false,
             stays_out: self.stays_out.clone(),
         }
     }
@@ -207,6 +208,8 @@ impl Node {
             failed_to_open: self.failed_to_open,
             stays_out: self.stays_out.clone(),
             stream_state: StreamState::Streaming,
+            seeding_from: None,
+            seed: None,
             generation: self.state.generation,
             hears: self.heard.iter().filter_map(hears).collect(),
         }

@@ -15,6 +15,7 @@ use understudy_replication::{FetchConfig, FollowConfig, ReceiverStatus, Receiver
 use understudy_types::{Generation, Lsn, TimelineHistory, TimelineId};
 
 use super::lead::RETRY_INTERVAL;
+use super::seeding::Attempted;
 use super::{Agent, AgentError, Busy, Follower, Primary};
 use crate::confirmer::Claim;
 use crate::promises::PromiseFile;
@@ -36,6 +37,17 @@ pub enum Done {
         /// Whether it is.
         outcome: Result<(), AgentError>,
     },
+    /// It is on disk that this node does not count, or not.
+    DamageMarked {
+        /// Comes back.
+        file: Box<PromiseFile>,
+        /// Whether it is.
+        outcome: Result<(), AgentError>,
+        /// Why it is to be seeded.
+        why: String,
+    },
+    /// An attempt to be seeded ended.
+    Attempted(Attempted),
     /// The WAL was cut back, or the store is beyond that.
     Rejoined(Result<(), RejoinError>),
     /// The timeline is open, or not.
@@ -70,11 +82,7 @@ impl Agent {
             NodeAction::Open { history, safe_lsn } => self.open(history, safe_lsn),
             NodeAction::Follow { following, history: _ } => self.follow(following),
             NodeAction::StopFollowing => self.stop_following_first(),
-            NodeAction::StayOut { why } => {
-                tracing::error!(%why, "this node stays out");
-                self.stays_out = Some(why);
-                self.stop_following_first();
-            }
+            NodeAction::Seed { why } => self.begin_seed(why),
             NodeAction::ProposeClearDamage { generation, damage_epoch } => {
                 self.propose_clear_damage(generation, damage_epoch)
             }
@@ -100,14 +108,14 @@ impl Agent {
     }
 
     /// An action begins; the next one waits for its end. `order`: when it is a fetch.
-    fn begin(&mut self, order: Option<FetchOrder>) -> CancellationToken {
+    pub(super) fn begin(&mut self, order: Option<FetchOrder>) -> CancellationToken {
         let cancel = CancellationToken::new();
         self.busy = Some(Busy { order, cancel: cancel.clone() });
         cancel
     }
 
     /// Runs `work` where it may block, and tells the agent how it ended.
-    fn beside(&self, work: impl FnOnce() -> Done + Send + 'static) {
+    pub(super) fn beside(&self, work: impl FnOnce() -> Done + Send + 'static) {
         let done = self.done_tx.clone();
         tokio::task::spawn_blocking(move || {
             if done.blocking_send(work()).is_err() {
@@ -302,6 +310,14 @@ impl Agent {
                 outcome?;
                 tracing::info!(damage_epoch = self.promises.damage_epoch, "this node counts again");
             }
+            Done::DamageMarked { file, outcome, why } => {
+                self.busy = None;
+                self.promises = file.get();
+                self.promise_file = Some(*file);
+                outcome?;
+                self.seed_may_begin(why);
+            }
+            Done::Attempted(attempted) => self.attempted(attempted),
             Done::Rejoined(outcome) => {
                 self.busy = None;
                 self.rejoined(outcome)?;
@@ -328,8 +344,8 @@ impl Agent {
         match outcome {
             Ok(()) => tracing::info!(wal_end = %self.engine.wal().end(), "the wal lies on the history"),
             Err(error @ RejoinError::NeedsUndo { .. }) => {
-                tracing::error!(%error, "this node stays out");
-                self.stays_out = Some(error.to_string());
+                // What is applied only grows: the next look finds the same and says what follows.
+                tracing::warn!(%error, "the wal cannot be cut back");
             }
             Err(error) => return Err(AgentError::Action { action: "cutting the wal back", why: error.to_string() }),
         }

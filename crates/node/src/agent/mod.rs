@@ -14,9 +14,11 @@ mod lead;
 mod members;
 mod observe;
 mod outage;
+pub mod seeding;
 mod table;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,8 +30,9 @@ use understudy_core::observation::{FetchOrder, NodeReport};
 use understudy_core::reconcile::{Following, reconcile};
 use understudy_core::state::ClusterState;
 use understudy_engine::Engine;
+use understudy_replication::seed::{SeedSource, Seeder};
 use understudy_replication::{ReceiverStatus, Source};
-use understudy_types::{Incarnation, NodeId, TimelineId};
+use understudy_types::{Incarnation, Lsn, NodeId, TimelineId};
 use understudy_wal::files::Files;
 
 use crate::confirmer::Confirmer;
@@ -44,6 +47,7 @@ use crate::view::NodeView;
 use act::Done;
 use lead::Leading;
 use outage::Outage;
+use seeding::{Carried, Seeding};
 use table::{Change, Table};
 
 /// How often the agent looks without being told: timeouts are noticed this late at most.
@@ -70,14 +74,24 @@ pub enum AgentError {
     Raft,
 }
 
+/// How an agent ended.
+pub enum AgentEnd {
+    /// The node stops.
+    Stopped,
+    /// The new data of a seed is complete: it takes the place of the old, and another agent goes on.
+    Seeded(Box<Carried>),
+}
+
 /// What the agent works with.
 pub struct AgentParts {
     /// Who this process is.
     pub me: Me,
     /// The disk.
     pub files: Arc<dyn Files>,
-    /// What was promised.
-    pub promises: PromiseFile,
+    /// Where the data lies.
+    pub data_dir: PathBuf,
+    /// What was promised, and what an agent before this one leaves.
+    pub carried: Carried,
     /// Raft.
     pub control: Control,
     /// The data.
@@ -86,6 +100,8 @@ pub struct AgentParts {
     pub confirmer: Confirmer,
     /// What standbys stream from.
     pub upstream: Arc<Upstream>,
+    /// What other nodes are seeded by.
+    pub seeder: Arc<Seeder>,
     /// What services see.
     pub view: watch::Sender<NodeView>,
     /// What beats carry.
@@ -142,6 +158,8 @@ pub struct Agent {
     engine: Engine,
     confirmer: Confirmer,
     upstream: Arc<Upstream>,
+    seeder: Arc<Seeder>,
+    data_dir: PathBuf,
     view: watch::Sender<NodeView>,
     outgoing: watch::Sender<Outgoing>,
     standing: watch::Sender<Standing>,
@@ -163,6 +181,13 @@ pub struct Agent {
     failed_to_open: Option<TimelineId>,
     could_not_fetch: Option<TimelineId>,
     stays_out: Option<String>,
+    /// By the upstream that was followed last on the present timeline.
+    wal_gone: bool,
+    seeding: Option<Seeding>,
+    /// Was seeded and does not stream yet: the WAL from here on is needed.
+    seeded_from: Option<Lsn>,
+    /// What the engine was told to keep for nodes that are seeded.
+    needed_from: Option<Lsn>,
     follower: Option<Follower>,
     primary: Option<Primary>,
     fetch_order: Option<FetchOrder>,
@@ -198,9 +223,15 @@ impl Agent {
         let (done_tx, done) = mpsc::channel(DONE_MAX);
         let now = Instant::now();
         let leadership = parts.control.leadership().borrow().clone();
-        let promises = parts.promises.get();
+        let carried = parts.carried;
+        let promises = carried.promises.get();
         let cluster = Arc::new(parts.control.state().borrow().state.clone());
         parts.upstream.set_source(Source::of(&parts.engine, parts.me.node_id));
+        parts.upstream.set_seed_source(Some(SeedSource {
+            engine: parts.engine.clone(),
+            node: parts.me.node_id,
+            wal_dir: parts.data_dir.join("wal"),
+        }));
         Self {
             me: parts.me,
             cluster,
@@ -211,21 +242,27 @@ impl Agent {
             engine: parts.engine,
             confirmer: parts.confirmer,
             upstream: parts.upstream,
+            seeder: parts.seeder,
+            data_dir: parts.data_dir,
             view: parts.view,
             outgoing: parts.outgoing,
             standing: parts.standing,
             mesh: parts.mesh,
             health: parts.health,
             stop: parts.stop,
-            table: Table::default(),
-            dialers: BTreeMap::new(),
-            promise_file: Some(parts.promises),
+            table: carried.table,
+            dialers: carried.dialers,
+            promise_file: Some(carried.promises),
             promises,
             seal_complete: false,
-            opened: None,
-            failed_to_open: None,
+            opened: carried.opened,
+            failed_to_open: carried.failed_to_open,
             could_not_fetch: None,
             stays_out: None,
+            wal_gone: false,
+            seeding: None,
+            seeded_from: carried.seeded_from,
+            needed_from: None,
             follower: None,
             primary: None,
             fetch_order: None,
@@ -241,11 +278,11 @@ impl Agent {
         }
     }
 
-    /// Runs until the node stops.
+    /// Runs until the node stops, or its data is to be replaced.
     ///
     /// # Errors
     /// When the node must not go on.
-    pub async fn run(mut self, events: &mut mpsc::Receiver<MeshEvent>) -> Result<(), AgentError> {
+    pub async fn run(mut self, events: &mut mpsc::Receiver<MeshEvent>) -> Result<AgentEnd, AgentError> {
         let mut states = self.control.state();
         let mut leadership = self.control.leadership();
         let stop = self.stop.clone();
@@ -283,6 +320,9 @@ impl Agent {
             if step {
                 self.step().await?;
             }
+            if let Some(carried) = self.ends_for_swap() {
+                return Ok(AgentEnd::Seeded(Box::new(carried)));
+            }
         }
         self.step_down("the server stops").await;
         if let Some(task) = self.stop_following()
@@ -290,7 +330,7 @@ impl Agent {
         {
             tracing::warn!(%error, "the walreceiver did not end well");
         }
-        Ok(())
+        Ok(AgentEnd::Stopped)
     }
 
     /// Whether what was heard asks for a step at once.
@@ -319,6 +359,8 @@ impl Agent {
         if moved {
             self.phase_since = Instant::now();
             self.fetch_order = None;
+            // The next primary may have what the last one has removed.
+            self.wal_gone = false;
             self.leading.phase_changed();
             self.log_phase(new);
             self.outage.phase_changed(new, self.primary_heard_at());
@@ -400,9 +442,12 @@ impl Agent {
         if let Some(primary) = &mut self.primary {
             primary.look(self.confirmer.is_confirmed(), Instant::now());
         }
-        let state = self.node_state();
         self.break_off_stale_fetch();
         self.notice_dead_follower();
+        self.notice_removed_wal();
+        self.keep_what_seeds_need();
+        self.drive_seed();
+        let state = self.node_state();
         if self.busy.is_none() {
             for action in reconcile(&state, &self.cluster) {
                 self.act(action).await;

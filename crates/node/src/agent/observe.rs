@@ -8,6 +8,7 @@ use understudy_core::reconcile::NodeState;
 use understudy_types::TimelineId;
 
 use super::Agent;
+use super::seeding::Seeding;
 use super::table::differ_urgently;
 use crate::mesh::BEAT_INTERVAL;
 use crate::view::{NodeSeen, NodeView};
@@ -29,6 +30,7 @@ impl Agent {
             damage_epoch: self.promises.damage_epoch,
             fetch_order: self.fetch_order,
             failed_to_open: self.failed_to_open,
+            wal_gone: self.wal_gone,
             stays_out: self.stays_out.clone(),
         }
     }
@@ -58,7 +60,7 @@ impl Agent {
         [beat, wal].into_iter().flatten().fold(since_phase, Duration::min)
     }
 
-    fn stream_state(&self) -> StreamState {
+    pub(super) fn stream_state(&self) -> StreamState {
         self.follower.as_ref().map_or(StreamState::Startup, |follower| match follower.status.borrow().state {
             understudy_replication::StreamState::Startup | understudy_replication::StreamState::Stopping => {
                 StreamState::Startup
@@ -96,6 +98,8 @@ impl Agent {
             could_not_fetch: self.could_not_fetch,
             stays_out: self.stays_out.clone(),
             stream_state: self.stream_state(),
+            seeding_from: self.seeding_from(),
+            seed: self.seeding.as_ref().map(Seeding::progress),
             generation: self.cluster.generation,
             hears: self.table.hears(self.primary_timeout(), now),
         }

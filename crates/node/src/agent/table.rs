@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use understudy_core::observation::{NodeReport, Observed};
-use understudy_types::NodeId;
+use understudy_types::{Lsn, NodeId};
 
 use crate::mesh::{Link, MeshEvent};
 use crate::view::NodeSeen;
@@ -61,6 +61,7 @@ pub fn differ_urgently(old: &NodeReport, new: &NodeReport) -> bool {
         || old.failed_to_open != new.failed_to_open
         || old.could_not_fetch != new.could_not_fetch
         || old.stays_out != new.stays_out
+        || old.seeding_from != new.seeding_from
         || old.raft_leader != new.raft_leader
         || (new.seal.is_some_and(|seal| seal.complete) && old.wal_end != new.wal_end)
 }
@@ -108,6 +109,12 @@ impl Table {
     pub fn hears(&self, timeout: Duration, now: Instant) -> BTreeSet<NodeId> {
         let recent = |peer: &Peer| peer.heard_at.is_some_and(|at| now.saturating_duration_since(at) < timeout);
         self.peers.iter().filter(|(_, peer)| recent(peer)).map(|(id, _)| *id).collect()
+    }
+
+    /// From where on WAL must be kept for nodes that are seeded, of those that were heard within `timeout`.
+    pub fn needed_from(&self, timeout: Duration, now: Instant) -> Option<Lsn> {
+        let recent = |peer: &&Peer| peer.heard_at.is_some_and(|at| now.saturating_duration_since(at) < timeout);
+        self.peers.values().filter(recent).filter_map(|peer| peer.report.as_ref()?.seeding_from).min()
     }
 
     /// Every node that was ever heard, with its report.

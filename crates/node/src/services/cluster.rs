@@ -94,6 +94,9 @@ fn state(seen: Option<&NodeSeen>) -> &'static str {
         return "unreachable";
     }
     let report = &seen.report;
+    if report.seed.is_some() {
+        return "seeding";
+    }
     if report.stays_out.is_some() {
         return "stays_out";
     }
@@ -160,6 +163,13 @@ fn member_status(view: &NodeView, id: NodeId, member: &Member, primary_end: Lsn)
         status.incarnation = report.incarnation.to_string();
         if let Some(why) = &report.stays_out {
             status.problem.clone_from(why);
+        }
+        if let Some(seed) = &report.seed {
+            status.seed_source = seed.source.map_or_else(String::new, |source| name_of(&view.cluster, source));
+            status.seed_bytes_total = seed.bytes_total;
+            status.seed_bytes_done = seed.bytes_done;
+            status.seed_bytes_reused = seed.bytes_reused;
+            status.seed_reason = report.stays_out.clone().unwrap_or_default();
         }
     }
     status

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use understudy_control::Control;
 use understudy_replication::ReplicationService;
+use understudy_replication::seed::Seeder;
 use understudy_rpc::v1;
 use understudy_types::limits::COMMIT_BYTES_MAX;
 
@@ -54,6 +55,8 @@ pub struct ServiceParts<G> {
     pub control: Control,
     /// What standbys stream from.
     pub upstream: Arc<Upstream>,
+    /// What other nodes are seeded by.
+    pub seeder: Arc<Seeder>,
     /// Ends all of it.
     pub stop: CancellationToken,
 }
@@ -62,7 +65,8 @@ pub struct ServiceParts<G> {
 pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<Result<(), tonic::transport::Error>>) {
     let (health, health_service) = Health::new().await;
     let stop = parts.stop.clone();
-    let replication = ReplicationService::new(Arc::clone(&parts.upstream), parts.stop.clone());
+    let replication =
+        ReplicationService::new(Arc::clone(&parts.upstream), parts.stop.clone()).seeding(parts.seeder);
     let kv = kv::KvService::new(parts.view.clone(), parts.confirmer.clone());
     let cluster =
         cluster::ClusterService::new(parts.view, parts.confirmer, parts.upstream, parts.control.clone());

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use understudy_replication::seed::{SeedSource, Seeder};
 use understudy_replication::transport::{CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, STREAM_WINDOW_BYTES};
 use understudy_replication::{
     AckPosition, ConnectionId, ReplicationService, SenderSettings, ServingTimeline, Source, StandbyInfo, StreamState,
@@ -33,6 +34,7 @@ pub struct TestUpstream {
     serving: Mutex<Option<ServingTimeline>>,
     sealed: Mutex<TimelineId>,
     history: Mutex<TimelineHistory>,
+    seed_source: Mutex<Option<SeedSource>>,
     connections: watch::Sender<BTreeMap<u64, Connection>>,
     on_connected: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
@@ -60,6 +62,7 @@ impl TestUpstream {
             serving: Mutex::new(serving),
             sealed: Mutex::new(sealed),
             history: Mutex::new(history.clone()),
+            seed_source: Mutex::new(None),
             connections: watch::Sender::new(BTreeMap::new()),
             on_connected: Mutex::new(None),
         })
@@ -72,6 +75,10 @@ impl TestUpstream {
 
     pub fn forget_source(&self) {
         *self.source.lock().expect("unpoisoned") = None;
+    }
+
+    pub fn set_seed_source(&self, source: Option<SeedSource>) {
+        *self.seed_source.lock().expect("unpoisoned") = source;
     }
 
     pub fn step_down(&self) {
@@ -127,6 +134,10 @@ impl UpstreamHooks for TestUpstream {
         self.history.lock().expect("unpoisoned").clone()
     }
 
+    fn seed_source(&self) -> Option<SeedSource> {
+        self.seed_source.lock().expect("unpoisoned").clone()
+    }
+
     /// Node 99 is none.
     fn is_member(&self, node: NodeId) -> bool {
         node != NodeId::new(99)
@@ -172,10 +183,24 @@ impl Server {
     }
 
     pub async fn start_with(hooks: &Arc<TestUpstream>, settings: SenderSettings) -> Self {
+        Self::start_as(hooks, settings, None).await
+    }
+
+    /// A server that other nodes can be seeded from.
+    pub async fn start_seeding(hooks: &Arc<TestUpstream>, seeder: &Arc<Seeder>) -> Self {
+        Self::start_as(hooks, SenderSettings::default(), Some(Arc::clone(seeder))).await
+    }
+
+    async fn start_as(hooks: &Arc<TestUpstream>, settings: SenderSettings, seeder: Option<Arc<Seeder>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let stop = CancellationToken::new();
-        let service = ReplicationService::with_settings(Arc::clone(hooks), stop.clone(), settings).into_server();
+        let service = ReplicationService::with_settings(Arc::clone(hooks), stop.clone(), settings);
+        let service = match seeder {
+            Some(seeder) => service.seeding(seeder),
+            None => service,
+        };
+        let service = service.into_server();
         let serving = tonic::transport::Server::builder()
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
