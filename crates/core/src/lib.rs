@@ -9,6 +9,7 @@
 //! | [`election`] | who may be promoted, who wins, F and S; from one set of seal reports | the Raft leader |
 //! | [`plan`] | which command to propose next, or why none | the Raft leader |
 //! | [`reconcile`] | what a node does to get from the role it has to the role it is assigned | every node |
+//! | [`settings`] | what operators can set for the cluster, and what each setting takes | the Raft state machine, and whoever proposes |
 //! | [`sync`] | the safe LSN, and how the sync-standby list changes | the primary |
 //! | [`confirm`] | whether a majority confirms the primary | the primary |
 
@@ -18,5 +19,6 @@ pub mod election;
 pub mod observation;
 pub mod plan;
 pub mod reconcile;
+pub mod settings;
 pub mod state;
 pub mod sync;

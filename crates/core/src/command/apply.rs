@@ -6,8 +6,8 @@ use understudy_types::{Generation, NodeId, SegmentSize, SyncMode, SystemId, Time
 
 use super::rejection::{StillCounted, SyncListBar};
 use super::{Command, Outcome, Rejection};
+use crate::settings::{self, Setting};
 use crate::state::{ClusterState, Election, HistoryEntry, Member, Settings, SyncList};
-use crate::sync::StandbyNames;
 
 /// Carries out `command`, or says why not. A rejected command changes nothing; one that is carried out makes the
 /// generation one larger. The same on every node: it looks at nothing but its arguments.
@@ -54,6 +54,10 @@ fn next_state(state: &ClusterState, command: &Command) -> Result<ClusterState, R
             check_generation(state, *generation)?;
             clear_damage(state, *node, *damage_epoch)
         }
+        Command::Configure { generation, changes } => {
+            check_generation(state, *generation)?;
+            configure(state, changes)
+        }
     }
 }
 
@@ -99,7 +103,7 @@ fn bootstrap(
     if !members.values().any(Member::is_eligible) {
         return Err(bad("no member could ever be promoted: all are witnesses or of failover_priority 0".to_owned()));
     }
-    if let Err(error) = StandbyNames::parse(&settings.synchronous_standby_names) {
+    if let Some(error) = settings::check(settings).first() {
         return Err(bad(error.to_string()));
     }
     let mut names: Vec<_> = members.values().map(|member| &member.name).collect();
@@ -199,6 +203,24 @@ fn clear_damage(state: &ClusterState, node: NodeId, damage_epoch: u64) -> Result
     let recorded = next.damage_epochs.entry(node).or_insert(0);
     *recorded = damage_epoch.max(*recorded);
     Ok(next)
+}
+
+/// The settings after these changes: all of them or none.
+///
+/// Most may change while an election is open. Who may be promoted and what is kept rests on the sync list, with the mode
+/// that it was made under, and on what nodes have sealed: neither is a setting. The list that the promotion makes is true
+/// under every mode and every rule, and a promotion that was planned before the change is stale. What an election waits
+/// for out of *promises* is another matter: a lease that was granted under the old settings runs on, so those stand still.
+fn configure(state: &ClusterState, changes: &BTreeMap<String, String>) -> Result<ClusterState, Rejection> {
+    let settings = settings::configured(&state.settings, changes).map_err(|errors| Rejection::BadSettings { errors })?;
+    if let Some(open) = &state.election {
+        let moved = |setting: &&Setting| setting.get(&state.settings) != setting.get(&settings);
+        let fixed = settings::SETTINGS.iter().filter(|setting| setting.fixed_in_elections).find(moved);
+        if let Some(setting) = fixed {
+            return Err(Rejection::FixedInElections { name: setting.name.to_owned(), election: open.timeline });
+        }
+    }
+    Ok(ClusterState { settings, ..state.clone() })
 }
 
 #[cfg(test)]
