@@ -94,6 +94,9 @@ fn header(status: &v1::StatusResponse) -> String {
     if let Some(sync) = &status.sync {
         lines.push(("sync", sync_line(sync)));
     }
+    if !status.sync_problem.is_empty() {
+        lines.push(("", status.sync_problem.clone()));
+    }
     if let Some(raft) = &status.raft {
         let leader = if raft.leader.is_empty() { "no leader".to_owned() } else { format!("leader {}", raft.leader) };
         lines.push(("raft", format!("{leader}, term {}, applied index {}", raft.term, raft.last_applied_index)));
@@ -155,6 +158,7 @@ struct JsonStatus<'a> {
     not_writable_reason: Option<&'a str>,
     election: Option<JsonElection<'a>>,
     sync: Option<JsonSync<'a>>,
+    sync_problem: Option<&'a str>,
     raft: Option<JsonRaft<'a>>,
     members: Vec<JsonMember<'a>>,
     answered_by: &'a str,
@@ -239,6 +243,7 @@ impl<'a> JsonStatus<'a> {
             not_writable_reason: some(&status.not_writable_reason),
             election,
             sync,
+            sync_problem: some(&status.sync_problem),
             raft,
             members: status.members.iter().map(JsonMember::from).collect(),
             answered_by: &status.answered_by,

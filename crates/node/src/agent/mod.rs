@@ -12,6 +12,7 @@
 mod act;
 mod lead;
 mod observe;
+mod settings;
 mod table;
 
 use std::collections::BTreeMap;
@@ -24,9 +25,10 @@ use tokio_util::sync::CancellationToken;
 use understudy_control::{Applied, Control, Leadership};
 use understudy_core::observation::{FetchOrder, NodeReport};
 use understudy_core::reconcile::{Following, reconcile};
+use understudy_core::settings::Settings;
 use understudy_core::state::ClusterState;
 use understudy_engine::Engine;
-use understudy_replication::{ReceiverStatus, Source};
+use understudy_replication::{ReceiverStatus, ReceiverTiming, Source};
 use understudy_types::{Incarnation, NodeId, TimelineId};
 use understudy_wal::files::Files;
 
@@ -147,6 +149,9 @@ pub struct Agent {
     stop: CancellationToken,
 
     cluster: Arc<ClusterState>,
+    /// Those that were applied last; none before the first.
+    settings: Option<Settings>,
+    receiver_timing: watch::Sender<ReceiverTiming>,
     leadership: Leadership,
     table: Table,
     dialers: BTreeMap<NodeId, (String, CancellationToken)>,
@@ -200,6 +205,8 @@ impl Agent {
         Self {
             me: parts.me,
             cluster,
+            settings: None,
+            receiver_timing: watch::Sender::new(ReceiverTiming::default()),
             leading: Leading::since(leadership.i_am_leader.then_some(now)),
             leadership,
             control: parts.control,
@@ -317,6 +324,7 @@ impl Agent {
             self.log_phase(new);
         }
         self.cluster = Arc::new(new.clone());
+        self.learn_settings();
         self.upstream.learn(new.timeline_history(), new.members.keys().copied().collect());
         if let Some(primary) = &self.primary {
             primary.sync.learn_state(&self.cluster);

@@ -4,10 +4,11 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use understudy_core::observation::{NodeRole, StreamState};
 use understudy_core::state::{ClusterState, Member};
-use understudy_core::sync::{StandbyNames, SyncMethod};
+use understudy_core::sync::{StandbyNames, SyncMethod, nobody_can_acknowledge};
 use understudy_rpc::v1;
 use understudy_types::{Lsn, NodeId};
 
+use super::settings::SettingsShell;
 use crate::confirmer::Confirmer;
 use crate::view::{NodeSeen, NodeView};
 
@@ -18,16 +19,17 @@ const UNREACHABLE_MS: u64 = 1_000;
 pub struct ClusterService {
     view: watch::Receiver<NodeView>,
     confirmer: Confirmer,
+    settings: SettingsShell,
 }
 
 impl ClusterService {
     /// Over what the agent publishes.
-    pub fn new(view: watch::Receiver<NodeView>, confirmer: Confirmer) -> Self {
-        Self { view, confirmer }
+    pub fn new(view: watch::Receiver<NodeView>, confirmer: Confirmer, settings: SettingsShell) -> Self {
+        Self { view, confirmer, settings }
     }
 }
 
-fn name_of(cluster: &ClusterState, id: NodeId) -> String {
+pub(super) fn name_of(cluster: &ClusterState, id: NodeId) -> String {
     cluster.members.get(&id).map_or_else(|| id.to_string(), |member| member.name.to_string())
 }
 
@@ -170,6 +172,7 @@ fn status(view: &NodeView, confirmed_here: bool) -> v1::StatusResponse {
         }),
         members: cluster.members.iter().map(|(id, member)| member_status(view, *id, member, primary_end)).collect(),
         answered_by: name_of(cluster, view.me),
+        sync_problem: nobody_can_acknowledge(cluster).map_or_else(String::new, |unsatisfied| unsatisfied.to_string()),
     }
 }
 
@@ -200,5 +203,19 @@ impl v1::cluster_server::Cluster for ClusterService {
 
     async fn history(&self, _request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
         Ok(Response::new(history(&self.view.borrow().cluster)))
+    }
+
+    async fn show_settings(
+        &self,
+        request: Request<v1::ShowSettingsRequest>,
+    ) -> Result<Response<v1::ShowSettingsResponse>, Status> {
+        Ok(Response::new(self.settings.show(&request.into_inner().name).await?))
+    }
+
+    async fn set_settings(
+        &self,
+        request: Request<v1::SetSettingsRequest>,
+    ) -> Result<Response<v1::SetSettingsResponse>, Status> {
+        Ok(Response::new(self.settings.set(request.into_inner()).await?))
     }
 }

@@ -3,6 +3,7 @@
 mod cluster;
 mod health;
 mod kv;
+mod settings;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use understudy_replication::ReplicationService;
 use understudy_rpc::v1;
 use understudy_types::limits::COMMIT_BYTES_MAX;
 
+use crate::config::ServerConfig;
 use crate::confirmer::Confirmer;
 use crate::mesh::{Greeting, MeshService};
 use crate::upstream::Upstream;
@@ -49,6 +51,8 @@ pub struct ServiceParts<G> {
     pub mesh: MeshService<G>,
     /// Raft.
     pub control: Control,
+    /// What this server was started with.
+    pub config: Arc<ServerConfig>,
     /// What standbys stream from.
     pub upstream: Arc<Upstream>,
     /// Ends all of it.
@@ -59,9 +63,11 @@ pub struct ServiceParts<G> {
 pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<Result<(), tonic::transport::Error>>) {
     let (health, health_service) = Health::new().await;
     let stop = parts.stop.clone();
-    let replication = ReplicationService::new(parts.upstream, parts.stop.clone());
+    let walsenders = parts.upstream.sender_settings_watch();
+    let replication = ReplicationService::under(parts.upstream, parts.stop.clone(), walsenders);
     let kv = kv::KvService::new(parts.view.clone(), parts.confirmer.clone());
-    let cluster = cluster::ClusterService::new(parts.view, parts.confirmer);
+    let settings = settings::SettingsShell::new(parts.view.clone(), parts.control.clone(), parts.config);
+    let cluster = cluster::ClusterService::new(parts.view, parts.confirmer, settings);
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
