@@ -246,8 +246,9 @@ impl std::str::FromStr for Span {
 }
 
 fn parse_assignment(text: &str) -> Result<(String, String), String> {
-    let (name, value) =
-        text.split_once('=').ok_or_else(|| format!("\"{text}\" is not NAME=VALUE; give for example sync_mode=required"))?;
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("\"{text}\" is not NAME=VALUE; give for example sync_mode=required"))?;
     Ok((name.trim().to_owned(), value.to_owned()))
 }
 

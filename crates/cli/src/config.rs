@@ -64,7 +64,9 @@ fn check(output: Output, file: &Path) -> anyhow::Result<Exit> {
     match output {
         Output::Json => print_json(&JsonChecked { ok: errors.is_empty(), errors: &errors })?,
         Output::Table if errors.is_empty() => print(&format!("{} is right\n", file.display()))?,
-        Output::Table => eprintln!("{}", errors.iter().map(|error| format!("error: {error}")).collect::<Vec<_>>().join("\n")),
+        Output::Table => {
+            eprintln!("{}", errors.iter().map(|error| format!("error: {error}")).collect::<Vec<_>>().join("\n"))
+        }
     }
     Ok(if errors.is_empty() { Exit::Done } else { Exit::Failed })
 }
@@ -120,12 +122,7 @@ fn changed(response: &v1::SetSettingsResponse) -> String {
     }
     let mut grid = Grid::new(&["NAME", "BEFORE", "NOW", "TAKES EFFECT"]);
     for change in &response.changes {
-        grid.row(vec![
-            change.name.clone(),
-            quoted(&change.before),
-            quoted(&change.after),
-            change.takes_effect.clone(),
-        ]);
+        grid.row(vec![change.name.clone(), quoted(&change.before), quoted(&change.after), change.takes_effect.clone()]);
     }
     format!("changed at generation {}:\n{}", response.generation, grid.render())
 }

@@ -38,7 +38,8 @@ fn server_flag(setting: &ServerSetting) -> Arg {
     let default = setting.default.filter(|text| !text.is_empty());
     let default = default.map_or_else(String::new, |text| format!(" [default: {text}]"));
     let help = format!("{} [env: {}{also}]{default}", setting.doc, variable(setting.name));
-    let flag = Arg::new(setting.name).long(kebab(setting.name)).help(help).value_name(setting.kind.as_str().to_uppercase());
+    let flag =
+        Arg::new(setting.name).long(kebab(setting.name)).help(help).value_name(setting.kind.as_str().to_uppercase());
     match setting.kind {
         ServerKind::Switch => flag.num_args(0..=1).require_equals(true).default_missing_value("true"),
         ServerKind::Members => flag.action(ArgAction::Append),
@@ -78,7 +79,8 @@ impl FromArgMatches for ServerArgs {
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         self.file = matches.get_one::<PathBuf>(CONFIG).cloned();
-        let names = SERVER_SETTINGS.iter().map(|setting| setting.name).chain(SETTINGS.iter().map(|setting| setting.name));
+        let names =
+            SERVER_SETTINGS.iter().map(|setting| setting.name).chain(SETTINGS.iter().map(|setting| setting.name));
         for name in names {
             if let Some(given) = matches.get_many::<String>(name) {
                 let all: Vec<&str> = given.map(String::as_str).collect();
@@ -146,7 +148,13 @@ mod tests {
     fn an_initial_cluster_is_a_list() {
         for flags in [
             &["--listen", "127.0.0.1:7401", "--initial-cluster", "a=127.0.0.1:7401,b=127.0.0.1:7402"][..],
-            &["--listen=127.0.0.1:7401", "--initial-cluster", "a=127.0.0.1:7401", "--initial-cluster", "b=127.0.0.1:7402"],
+            &[
+                "--listen=127.0.0.1:7401",
+                "--initial-cluster",
+                "a=127.0.0.1:7401",
+                "--initial-cluster",
+                "b=127.0.0.1:7402",
+            ],
         ] {
             let config = config(flags).expect("a configuration");
             assert_eq!(config.initial_cluster.len(), 2);
@@ -157,9 +165,23 @@ mod tests {
     #[test]
     fn every_flag_of_before_is_taken() {
         let flags = [
-            "--advertise", "h:1", "--failover-priority", "7", "--no-sync", "--wal-segment-size", "1048576",
-            "--synchronous-standby-names", "", "--sync-mode", "required", "--primary-timeout", "2s",
-            "--log-format", "json", "--log-level", "debug",
+            "--advertise",
+            "h:1",
+            "--failover-priority",
+            "7",
+            "--no-sync",
+            "--wal-segment-size",
+            "1048576",
+            "--synchronous-standby-names",
+            "",
+            "--sync-mode",
+            "required",
+            "--primary-timeout",
+            "2s",
+            "--log-format",
+            "json",
+            "--log-level",
+            "debug",
         ];
         let config = config(&flags).expect("a configuration");
         assert_eq!((config.advertise.as_str(), config.failover_priority, config.no_sync), ("h:1", 7, true));

@@ -218,11 +218,8 @@ impl Setting {
     /// # Errors
     /// When the text is not of the type or out of bounds; nothing is changed then.
     pub fn set(&self, settings: &mut Settings, text: &str) -> Result<(), SettingError> {
-        let refused = || SettingError::Refused {
-            name: self.name.to_owned(),
-            text: shown(text),
-            expected: self.expected(),
-        };
+        let refused =
+            || SettingError::Refused { name: self.name.to_owned(), text: shown(text), expected: self.expected() };
         let mut number = |number: Number, given: Option<u64>| {
             let given = given.filter(|given| number.holds(*given)).ok_or_else(refused)?;
             (number.set)(settings, given);

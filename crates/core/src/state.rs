@@ -11,8 +11,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
 pub use crate::settings::Settings;
+use serde::{Deserialize, Serialize};
 use understudy_types::{
     Generation, Incarnation, Lsn, NodeId, NodeName, SegmentSize, SyncMode, SystemId, TimelineHistory, TimelineId,
     TimelineSwitch,

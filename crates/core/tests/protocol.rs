@@ -256,7 +256,8 @@ fn run_all(configs: impl Iterator<Item = Config>) -> Tally {
     let mut sum = Tally::default();
     for config in configs {
         let Config { seed, mode, damage, operator, .. } = config;
-        let tally = run(config).unwrap_or_else(|wrong| panic!("seed {seed}, mode {mode}, damage {damage}, operator {operator}: {wrong}"));
+        let tally = run(config)
+            .unwrap_or_else(|wrong| panic!("seed {seed}, mode {mode}, damage {damage}, operator {operator}: {wrong}"));
         sum.promotions += tally.promotions;
         sum.opened += tally.opened;
         sum.acknowledged += tally.acknowledged;

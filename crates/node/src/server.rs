@@ -422,7 +422,11 @@ impl Server {
                 given is for a new cluster; change it with \"understudy config set {name}=...\"");
         }
         for (variable, meant) in strange_variables(&self.config.sources.environment) {
-            tracing::warn!(variable, meant, "an environment variable is not looked at, and looks like a misspelt setting");
+            tracing::warn!(
+                variable,
+                meant,
+                "an environment variable is not looked at, and looks like a misspelt setting"
+            );
         }
     }
 

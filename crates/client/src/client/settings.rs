@@ -28,16 +28,12 @@ impl Client {
     /// [`ClientError::Invalid`] when a setting or a value is not one: nothing was changed then.
     /// [`ClientError::Unavailable`] when no endpoint had it done; look whether it is.
     pub async fn set_settings(&self, request: v1::SetSettingsRequest) -> Result<v1::SetSettingsResponse, ClientError> {
-        let ask = async |mut node: ClusterClient| {
-            node.set_settings(request.clone()).await.map(tonic::Response::into_inner)
-        };
+        let ask =
+            async |mut node: ClusterClient| node.set_settings(request.clone()).await.map(tonic::Response::into_inner);
         self.first_answer(ask).await
     }
 
-    async fn first_answer<T>(
-        &self,
-        ask: impl AsyncFn(ClusterClient) -> Result<T, Status>,
-    ) -> Result<T, ClientError> {
+    async fn first_answer<T>(&self, ask: impl AsyncFn(ClusterClient) -> Result<T, Status>) -> Result<T, ClientError> {
         let nodes = &self.inner.locator.nodes;
         let deadline = self.inner.options.deadline;
         let rounds = async {

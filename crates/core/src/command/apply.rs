@@ -212,7 +212,8 @@ fn clear_damage(state: &ClusterState, node: NodeId, damage_epoch: u64) -> Result
 /// under every mode and every rule, and a promotion that was planned before the change is stale. What an election waits
 /// for out of *promises* is another matter: a lease that was granted under the old settings runs on, so those stand still.
 fn configure(state: &ClusterState, changes: &BTreeMap<String, String>) -> Result<ClusterState, Rejection> {
-    let settings = settings::configured(&state.settings, changes).map_err(|errors| Rejection::BadSettings { errors })?;
+    let settings =
+        settings::configured(&state.settings, changes).map_err(|errors| Rejection::BadSettings { errors })?;
     if let Some(open) = &state.election {
         let moved = |setting: &&Setting| setting.get(&state.settings) != setting.get(&settings);
         let fixed = settings::SETTINGS.iter().filter(|setting| setting.fixed_in_elections).find(moved);

@@ -384,7 +384,10 @@ fn settings_are_changed_all_or_none() {
     ] {
         let command = configure(&state, wrong);
         let outcome = apply(&mut state, &command);
-        assert!(matches!(outcome, Outcome::Rejected { reason: Rejection::BadSettings { .. } }), "{wrong:?}: {outcome:?}");
+        assert!(
+            matches!(outcome, Outcome::Rejected { reason: Rejection::BadSettings { .. } }),
+            "{wrong:?}: {outcome:?}"
+        );
         assert_eq!(state, before);
     }
     let stale = configure(&settled(), &[("sync_mode", "async")]);

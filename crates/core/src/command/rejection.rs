@@ -128,7 +128,9 @@ pub enum Rejection {
         errors: Vec<SettingError>,
     },
     /// The election counts with it.
-    #[error("{name} does not change while timeline {election} is being decided; no setting was changed, wait for the promotion")]
+    #[error(
+        "{name} does not change while timeline {election} is being decided; no setting was changed, wait for the promotion"
+    )]
     FixedInElections {
         /// Of the setting.
         name: String,

@@ -43,7 +43,8 @@ fn every_field_has_a_row() {
     for setting in &SETTINGS {
         setting.set(&mut settings, &other(setting)).expect("in bounds");
     }
-    let of = |settings: &Settings| serde_json::to_value(settings).expect("json").as_object().expect("an object").clone();
+    let of =
+        |settings: &Settings| serde_json::to_value(settings).expect("json").as_object().expect("an object").clone();
     let (before, after) = (of(&Settings::default()), of(&settings));
     assert_eq!(before.len(), SETTINGS.len());
     for (field, value) in &before {
@@ -102,7 +103,8 @@ fn a_refusal_says_what_would_do() {
 
 #[test]
 fn everything_that_is_wrong_is_said_at_once() {
-    let message = refusal(&[("sync_mode", "x"), ("nonsense", "y"), ("checkpoint_timeout", "1ms"), ("wal_keep_size", "0")]);
+    let message =
+        refusal(&[("sync_mode", "x"), ("nonsense", "y"), ("checkpoint_timeout", "1ms"), ("wal_keep_size", "0")]);
     assert_eq!(message.lines().count(), 3, "{message}");
 }
 

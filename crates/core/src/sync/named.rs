@@ -26,7 +26,9 @@ impl fmt::Display for Unsatisfied {
         }
         match self.mode {
             SyncMode::Required => f.write_str("; commits wait until the rule or the members change"),
-            SyncMode::Preferred | SyncMode::Async => f.write_str("; commits are acknowledged with fewer than asked for"),
+            SyncMode::Preferred | SyncMode::Async => {
+                f.write_str("; commits are acknowledged with fewer than asked for")
+            }
         }
     }
 }

@@ -352,11 +352,7 @@ impl Agent {
             sync.heard(node, report);
         }
         self.confirmer
-            .claim(Some(Claim {
-                timeline,
-                voters: self.leadership.voters.clone(),
-                engine: self.engine.clone(),
-            }))
+            .claim(Some(Claim { timeline, voters: self.leadership.voters.clone(), engine: self.engine.clone() }))
             .await;
         self.upstream.set_sealed_for(TimelineId::NONE);
         self.upstream.serve(self.cluster.timeline_history(), sync.clone());

@@ -21,7 +21,13 @@ impl Agent {
         if let Some(old) = &self.settings {
             for setting in SETTINGS.iter().filter(|setting| setting.get(old) != setting.get(new)) {
                 let (before, after) = (setting.get(old), setting.get(new));
-                tracing::info!(name = setting.name, before, after, takes_effect = setting.takes.as_str(), "a setting was changed");
+                tracing::info!(
+                    name = setting.name,
+                    before,
+                    after,
+                    takes_effect = setting.takes.as_str(),
+                    "a setting was changed"
+                );
             }
         }
         if let Some(unsatisfied) = understudy_core::sync::nobody_can_acknowledge(&self.cluster) {

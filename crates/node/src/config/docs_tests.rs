@@ -19,7 +19,11 @@ fn server_table() -> String {
         writeln!(
             text,
             "| `{}` | `{}`, `{}`{also} | {default} | {} | {} |",
-            setting.name, flag(setting.name), variable(setting.name), setting.bounds, setting.doc
+            setting.name,
+            flag(setting.name),
+            variable(setting.name),
+            setting.bounds,
+            setting.doc
         )
         .expect("a string");
     }
@@ -32,7 +36,11 @@ fn cluster_table() -> String {
         writeln!(
             text,
             "| `{}` | {} | {} | {} | {} |",
-            setting.name, code(&setting.default()), setting.bounds(), setting.takes.as_str(), setting.doc
+            setting.name,
+            code(&setting.default()),
+            setting.bounds(),
+            setting.takes.as_str(),
+            setting.doc
         )
         .expect("a string");
     }
@@ -57,8 +65,12 @@ fn the_documentation_says_what_the_tables_say() {
         std::fs::write(&path, &expected).expect("written");
     }
     let now = std::fs::read_to_string(&path).expect("docs/configuration.md");
-    assert!(now == expected, "docs/configuration.md is not what the tables say; run this test with UPDATE_DOCS=1, or put in:\n{}\n{}",
-        server_table(), cluster_table());
+    assert!(
+        now == expected,
+        "docs/configuration.md is not what the tables say; run this test with UPDATE_DOCS=1, or put in:\n{}\n{}",
+        server_table(),
+        cluster_table()
+    );
 }
 
 #[test]

@@ -156,7 +156,8 @@ fn assemble(
     let gone = [("name", draft.name.is_none()), ("data_dir", draft.data_dir.is_none())];
     let is_right = errors.is_empty();
     // One that was given and does not parse has been told of.
-    errors.extend(gone.iter().filter(|(name, gone)| *gone && !given.contains_key(*name)).map(|(name, _)| missing(*name)));
+    errors
+        .extend(gone.iter().filter(|(name, gone)| *gone && !given.contains_key(*name)).map(|(name, _)| missing(*name)));
     let listen = draft.listen?;
     let config = ServerConfig {
         name: draft.name?,

@@ -56,7 +56,10 @@ fn a_file_gives_every_setting() {
     assert_eq!(config.http_listen.map(|address| address.port()), Some(7480));
     let settings = &config.settings;
     assert_eq!((settings.sync_mode, settings.primary_timeout_ms), (SyncMode::Required, 2_000));
-    assert_eq!((settings.max_wal_senders, settings.wal_keep_size_bytes, settings.wal_sender_timeout_ms), (20, 1 << 20, 0));
+    assert_eq!(
+        (settings.max_wal_senders, settings.wal_keep_size_bytes, settings.wal_sender_timeout_ms),
+        (20, 1 << 20, 0)
+    );
     let origin = config.origin_of("primary_timeout").to_string();
     assert_eq!(origin, format!("file {}:17", file.path().display()));
     assert_eq!(config.origin_of("commit_deadline"), &Origin::Default);
@@ -69,7 +72,8 @@ fn what_is_shown_can_be_given_again() {
     let config = load(sources(&file, &[], &[])).expect("a configuration");
     let server = SERVER_SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.get(&config)));
     let cluster = SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.get(&config.settings)));
-    let again = load(Sources { flags: server.chain(cluster).collect(), ..Sources::default() }).expect("a configuration");
+    let again =
+        load(Sources { flags: server.chain(cluster).collect(), ..Sources::default() }).expect("a configuration");
     for setting in &SERVER_SETTINGS {
         assert_eq!(setting.get(&again), setting.get(&config), "{}", setting.name);
     }
@@ -79,8 +83,12 @@ fn what_is_shown_can_be_given_again() {
 #[test]
 fn each_layer_goes_before_the_one_below() {
     let file = file(FULL);
-    let environment =
-        [("UNDERSTUDY_LOG_LEVEL", "warn"), ("UNDERSTUDY_NAME", "b"), ("RUST_LOG", "error"), ("UNDERSTUDY_ADVERTISE", "")];
+    let environment = [
+        ("UNDERSTUDY_LOG_LEVEL", "warn"),
+        ("UNDERSTUDY_NAME", "b"),
+        ("RUST_LOG", "error"),
+        ("UNDERSTUDY_ADVERTISE", ""),
+    ];
     let flags = [("name", "a"), ("sync_mode", "async")];
     let config = load(sources(&file, &environment, &flags)).expect("a configuration");
     assert_eq!((config.name.as_str(), config.log_level.as_str()), ("a", "warn"));
@@ -109,7 +117,10 @@ fn unknown_keys_have_a_nearest_one_and_a_line() {
         wrong("\n[cluster]\n\nprimary_timout = \"1s\"\n"),
         ["FILE:4: there is no setting \"primary_timout\"; did you mean primary_timeout?"]
     );
-    assert_eq!(wrong("sync_mode = \"async\"\n"), ["FILE:1: sync_mode is a setting of the cluster; put it under [cluster]"]);
+    assert_eq!(
+        wrong("sync_mode = \"async\"\n"),
+        ["FILE:1: sync_mode is a setting of the cluster; put it under [cluster]"]
+    );
     assert_eq!(
         wrong("[cluster]\nlisten = \"h:1\"\n"),
         ["FILE:2: listen is a setting of the server; put it above [cluster]"]
@@ -209,7 +220,8 @@ fn what_a_cluster_has_otherwise_is_named() {
     let file = file(FULL);
     let config = load(sources(&file, &[], &[])).expect("a configuration");
     assert_eq!(config.differs_from(&config.settings), []);
-    let present = settings::Settings { sync_mode: SyncMode::Async, commit_deadline_ms: 5_000, ..config.settings.clone() };
+    let present =
+        settings::Settings { sync_mode: SyncMode::Async, commit_deadline_ms: 5_000, ..config.settings.clone() };
     // The deadline was not given, so nobody expects anything of it.
     assert_eq!(config.differs_from(&present), [("sync_mode", "required".to_owned(), "async".to_owned())]);
 }

@@ -115,7 +115,11 @@ pub const SERVER_SETTINGS: [ServerSetting; 11] = [
         bounds: "1 to 63 letters, digits, '_', '-' or '.'",
         also: None,
         doc: "This node's name, unique in its cluster; must be given",
-        set: |draft, text| text.parse().map(|name| draft.name = Some(name)).map_err(|error: understudy_types::NameError| error.to_string()),
+        set: |draft, text| {
+            text.parse()
+                .map(|name| draft.name = Some(name))
+                .map_err(|error: understudy_types::NameError| error.to_string())
+        },
         get: |config| config.name.to_string(),
     },
     ServerSetting {
@@ -152,7 +156,8 @@ pub const SERVER_SETTINGS: [ServerSetting; 11] = [
         also: None,
         doc: "Under which address the other nodes and the clients reach it; the listen address unless given",
         set: |draft, text| {
-            check_address("it", text).map_err(|_| "not host:port; give for example 10.0.0.1:7400 or node-1:7400".to_owned())?;
+            check_address("it", text)
+                .map_err(|_| "not host:port; give for example 10.0.0.1:7400 or node-1:7400".to_owned())?;
             draft.advertise = Some(text.to_owned());
             Ok(())
         },

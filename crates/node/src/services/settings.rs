@@ -99,7 +99,9 @@ impl SettingsShell {
             if Instant::now() + RETRY_INTERVAL >= deadline {
                 return Err(RpcError::new(
                     Reason::NotReady,
-                    format!("the settings were not changed, or are not known to be: {why}; look with \"understudy config show\", and try again"),
+                    format!(
+                        "the settings were not changed, or are not known to be: {why}; look with \"understudy config show\", and try again"
+                    ),
                 ));
             }
             tokio::select! {
@@ -174,7 +176,8 @@ fn cluster_rows(state: &ClusterState) -> Vec<v1::Setting> {
     let row = |setting: &Setting| {
         let (value, default) = (setting.get(&state.settings), setting.default());
         let origin = if value == default { Origin::Default } else { Origin::Cluster };
-        let unsatisfied = (setting.name == "synchronous_standby_names").then(|| nobody_can_acknowledge(state)).flatten();
+        let unsatisfied =
+            (setting.name == "synchronous_standby_names").then(|| nobody_can_acknowledge(state)).flatten();
         v1::Setting {
             name: setting.name.to_owned(),
             value,

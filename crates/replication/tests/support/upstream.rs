@@ -162,10 +162,14 @@ impl Server {
     }
 
     pub async fn start_with(hooks: &Arc<TestUpstream>, settings: SenderSettings) -> Self {
+        Self::start_under(hooks, watch::channel(settings).1).await
+    }
+
+    pub async fn start_under(hooks: &Arc<TestUpstream>, settings: watch::Receiver<SenderSettings>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let stop = CancellationToken::new();
-        let service = ReplicationService::with_settings(Arc::clone(hooks), stop.clone(), settings).into_server();
+        let service = ReplicationService::under(Arc::clone(hooks), stop.clone(), settings).into_server();
         let serving = tonic::transport::Server::builder()
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
