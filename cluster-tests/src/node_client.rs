@@ -55,6 +55,27 @@ impl NodeClient {
         self.bounded(v1::HistoryRequest {}, async |request| cluster.history(request).await).await
     }
 
+    /// The settings of the cluster and of this server.
+    ///
+    /// # Errors
+    /// As [`NodeClient::status`].
+    pub async fn show_settings(&self) -> Result<v1::ShowSettingsResponse, Status> {
+        let mut cluster = self.cluster.clone();
+        let request = v1::ShowSettingsRequest::default();
+        self.bounded(request, async |request| cluster.show_settings(request).await).await
+    }
+
+    /// Changes settings of the cluster.
+    ///
+    /// # Errors
+    /// As [`NodeClient::status`].
+    pub async fn set_settings(&self, settings: &[(&str, &str)]) -> Result<v1::SetSettingsResponse, Status> {
+        let mut cluster = self.cluster.clone();
+        let settings = settings.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        let request = v1::SetSettingsRequest { settings, reset: Vec::new() };
+        self.bounded(request, async |request| cluster.set_settings(request).await).await
+    }
+
     /// Reads one key.
     ///
     /// # Errors

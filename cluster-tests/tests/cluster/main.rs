@@ -8,3 +8,4 @@ mod freeze;
 mod kill;
 mod restart;
 mod seeding;
+mod settings;

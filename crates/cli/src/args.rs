@@ -71,6 +71,8 @@ pub enum Command {
     Replication,
     /// Show who confirms commits, and what keeps the list from being the wanted one
     Sync(SyncArgs),
+    /// Show, change or check settings
+    Config(ConfigArgs),
     /// Print the value of a key
     Get(GetArgs),
     /// Set a key
@@ -121,6 +123,37 @@ pub enum SyncCommand {
         /// Of every commit that waits now
         #[arg(long, group = "which")]
         all: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Show the settings of the cluster, and those of the asked server: value, and where it comes from
+    Show {
+        /// Only this one, with everything that is known about it
+        name: Option<String>,
+    },
+    /// Change settings of the cluster while it runs, all of them or none
+    Set {
+        /// For example sync_mode=required primary_timeout=2s; NAME= for an empty value
+        #[arg(required = true, value_name = "NAME=VALUE", value_parser = parse_assignment)]
+        assignments: Vec<(String, String)>,
+    },
+    /// Give settings of the cluster their defaults again
+    Reset {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Check a configuration file without a server; ends with 1 and says everything that is wrong
+    Check {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
     },
 }
 
@@ -260,6 +293,13 @@ impl std::str::FromStr for Span {
     }
 }
 
+fn parse_assignment(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("\"{text}\" is not NAME=VALUE; give for example sync_mode=required"))?;
+    Ok((name.trim().to_owned(), value.to_owned()))
+}
+
 fn parse_position(text: &str) -> Result<Position, String> {
     let refused =
         || format!("\"{text}\" is not a version; give LSN@TIMELINE as it was printed, for example 0/010000A0@1");
@@ -312,6 +352,8 @@ mod tests {
             ("understudy sync cancel --all --request-id 00000000000000000000000000000001", "cannot be used"),
             ("understudy put k v --if-version 17", "LSN@TIMELINE"),
             ("understudy load x --in-flight 0", "1..=4096"),
+            ("understudy config set sync_mode", "NAME=VALUE"),
+            ("understudy config set", "NAME=VALUE"),
             ("understudy load", "FILE"),
             ("understudy scan --prefix a --start b", "cannot be used"),
             ("understudy frobnicate", "unrecognized"),

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use understudy_client::ClientError;
-use understudy_node::config::ConfigError;
+use understudy_node::config::{ConfigError, ConfigErrors};
 use understudy_node::server::ServerError;
 
 /// What the process says when it ends.
@@ -32,10 +32,8 @@ impl Exit {
             };
         }
         let wrong_setting = error.is::<ConfigError>()
-            || matches!(
-                error.downcast_ref(),
-                Some(ServerError::Config(_) | ServerError::StandbyNames(_) | ServerError::Filter(_))
-            );
+            || error.is::<ConfigErrors>()
+            || matches!(error.downcast_ref(), Some(ServerError::Config(_) | ServerError::Filter(_)));
         if wrong_setting { Self::Usage } else { Self::Failed }
     }
 }

@@ -4,6 +4,7 @@
 //! 3 the key does not exist or a precondition did not hold, 4 the outcome of a commit is unknown.
 
 mod args;
+mod config;
 mod exit;
 mod history;
 mod kv;
@@ -53,6 +54,7 @@ async fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Server(args) => server::run(args).await,
         Command::Status => status::run(&connect().await?, output).await,
+        Command::Config(args) => config::run(args.command, output, connect).await,
         Command::History => history::run(&connect().await?, output).await,
         Command::Members(MembersCommand::Replace(args)) => members::replace(&connect().await?, output, args).await,
         Command::Replication => replication::run(&connect().await?, output).await,

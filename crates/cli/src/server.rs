@@ -1,144 +1,137 @@
-//! `understudy server`: from flags to a checked [`ServerConfig`].
+//! `understudy server`: from file, environment and flags to a checked [`ServerConfig`].
+//!
+//! The flags are made from the tables of settings, so that each setting has one, with its doc line, its variable and its
+//! default. They are handed on as texts: what they are worth, and what goes before what, is
+//! [`understudy_node::config::load`]'s to say.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
-use understudy_node::config::{LogFormat, ServerConfig, parse_member};
-use understudy_types::{NodeName, SegmentSize, SyncMode};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use understudy_node::config::{SERVER_SETTINGS, ServerConfig, ServerKind, ServerSetting, Sources, load, variable};
+use understudy_node::settings::{SETTINGS, Setting};
 
-use crate::args::Span;
 use crate::exit::Exit;
 
-/// Names with a `UNDERSTUDY_` variable may be set there too.
-#[derive(Debug, Args)]
-#[command(after_help = SERVER_HELP)]
+const CONFIG: &str = "config";
+
+/// The flags that were given, by the name of the setting.
+#[derive(Debug, Default)]
 pub struct ServerArgs {
-    /// This node's name, unique in its cluster
-    #[arg(long, env = "UNDERSTUDY_NAME")]
-    name: NodeName,
-    /// Where its data lies; made if it is not there
-    #[arg(long, env = "UNDERSTUDY_DATA_DIR", value_name = "PATH")]
-    data_dir: PathBuf,
-    /// Where its gRPC port listens
-    #[arg(long, env = "UNDERSTUDY_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:7400")]
-    listen: SocketAddr,
-    /// Under which address the other nodes and the clients reach it [default: the listen address]
-    #[arg(long, env = "UNDERSTUDY_ADVERTISE", value_name = "HOST:PORT")]
-    advertise: Option<String>,
-    /// The members of a new cluster, this node among them; the same on every node, and without effect once there is one
-    #[arg(
-        long,
-        env = "UNDERSTUDY_INITIAL_CLUSTER",
-        value_name = "NAME=HOST:PORT,...",
-        value_delimiter = ',',
-        value_parser = parse_member
-    )]
-    initial_cluster: Vec<(NodeName, String)>,
-    /// Larger is preferred in an election; 0 is never promoted
-    #[arg(long, env = "UNDERSTUDY_FAILOVER_PRIORITY", value_name = "N", default_value_t = 1)]
-    failover_priority: u32,
-    /// Never wait for this node's confirmation of a commit
-    #[arg(long, env = "UNDERSTUDY_NO_SYNC")]
-    no_sync: bool,
-    /// New cluster: size of a WAL segment
-    #[arg(
-        long,
-        env = "UNDERSTUDY_WAL_SEGMENT_SIZE",
-        value_name = "SIZE",
-        default_value = "16MiB",
-        value_parser = parse_segment_size
-    )]
-    wal_segment_size: SegmentSize,
-    /// New cluster: who confirms a commit, in PostgreSQL's grammar; empty for nobody
-    #[arg(long, env = "UNDERSTUDY_SYNCHRONOUS_STANDBY_NAMES", value_name = "RULE", default_value = "ANY 1 (*)")]
-    synchronous_standby_names: String,
-    /// New cluster: what to do when too few are there to confirm: preferred (go on alone, once that is recorded),
-    /// required (wait), or async (never wait for anybody)
-    #[arg(long, env = "UNDERSTUDY_SYNC_MODE", value_name = "MODE", default_value_t = SyncMode::Preferred)]
-    sync_mode: SyncMode,
-    /// New cluster: how long the primary may be unheard before it counts as gone
-    #[arg(long, env = "UNDERSTUDY_PRIMARY_TIMEOUT", value_name = "DURATION", default_value = "1s")]
-    primary_timeout: Span,
-    /// How the log is written to standard error
-    #[arg(long, env = "UNDERSTUDY_LOG_FORMAT", value_enum, default_value_t = LogFormatArg::Text)]
-    log_format: LogFormatArg,
-    /// What is logged: error, warn, info, debug, trace, or a filter like understudy_wal=debug,info
-    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
-    log_level: String,
+    file: Option<PathBuf>,
+    flags: BTreeMap<String, String>,
 }
 
-const SERVER_HELP: &str = r"Three nodes on one machine:
+const SERVER_HELP: &str = r"Flags go before environment variables, those before the configuration file.
+
+Three nodes on one machine:
   understudy server --name a --data-dir ./a --listen 127.0.0.1:7401 \
     --initial-cluster a=127.0.0.1:7401,b=127.0.0.1:7402,c=127.0.0.1:7403
 and the same for b and c.";
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum LogFormatArg {
-    Text,
-    Json,
+fn kebab(name: &str) -> String {
+    name.replace('_', "-")
 }
 
-impl From<Box<ServerArgs>> for ServerConfig {
-    fn from(args: Box<ServerArgs>) -> Self {
-        Self {
-            name: args.name,
-            data_dir: args.data_dir,
-            listen: args.listen,
-            advertise: args.advertise.unwrap_or_else(|| args.listen.to_string()),
-            initial_cluster: args.initial_cluster,
-            segment_size: args.wal_segment_size,
-            failover_priority: args.failover_priority,
-            no_sync: args.no_sync,
-            synchronous_standby_names: args.synchronous_standby_names,
-            sync_mode: args.sync_mode,
-            primary_timeout_ms: u64::try_from(args.primary_timeout.0.as_millis()).unwrap_or(u64::MAX),
-            log_format: match args.log_format {
-                LogFormatArg::Text => LogFormat::Text,
-                LogFormatArg::Json => LogFormat::Json,
-            },
-            log_level: args.log_level,
-        }
+fn server_flag(setting: &ServerSetting) -> Arg {
+    let also = setting.also.map_or_else(String::new, |also| format!(", {also}"));
+    let default = setting.default.filter(|text| !text.is_empty());
+    let default = default.map_or_else(String::new, |text| format!(" [default: {text}]"));
+    let help = format!("{} [env: {}{also}]{default}", setting.doc, variable(setting.name));
+    let flag =
+        Arg::new(setting.name).long(kebab(setting.name)).help(help).value_name(setting.kind.as_str().to_uppercase());
+    match setting.kind {
+        ServerKind::Switch => flag.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        ServerKind::Members => flag.action(ArgAction::Append),
+        ServerKind::Text | ServerKind::Address | ServerKind::Number | ServerKind::Size => flag,
     }
+}
+
+fn cluster_flag(setting: &Setting) -> Arg {
+    let help = format!("{} [env: {}] [default: {}]", setting.doc, variable(setting.name), setting.default());
+    let value = setting.unit().to_uppercase();
+    Arg::new(setting.name).long(kebab(setting.name)).help(help).value_name(value).help_heading("New cluster")
+}
+
+impl Args for ServerArgs {
+    fn augment_args(command: Command) -> Command {
+        let file = Arg::new(CONFIG)
+            .long(CONFIG)
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help("The configuration file, TOML; see docs/configuration.md [env: UNDERSTUDY_CONFIG]");
+        let command = command.arg(file).after_help(SERVER_HELP);
+        let command = SERVER_SETTINGS.iter().fold(command, |command, setting| command.arg(server_flag(setting)));
+        SETTINGS.iter().fold(command, |command, setting| command.arg(cluster_flag(setting)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ServerArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut args = Self::default();
+        args.update_from_arg_matches(matches)?;
+        Ok(args)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.file = matches.get_one::<PathBuf>(CONFIG).cloned();
+        let names =
+            SERVER_SETTINGS.iter().map(|setting| setting.name).chain(SETTINGS.iter().map(|setting| setting.name));
+        for name in names {
+            if let Some(given) = matches.get_many::<String>(name) {
+                let all: Vec<&str> = given.map(String::as_str).collect();
+                self.flags.insert(name.to_owned(), all.join(","));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ServerArgs {
+    fn sources(self, environment: BTreeMap<String, String>) -> Sources {
+        Sources { file: self.file, environment, flags: self.flags }
+    }
+}
+
+/// Of this process, as far as it can be a setting.
+fn environment() -> BTreeMap<String, String> {
+    let ours = std::env::vars_os().filter_map(|(name, text)| {
+        let name = name.into_string().ok()?;
+        let looked_at = name.starts_with("UNDERSTUDY_") || name == "RUST_LOG";
+        looked_at.then(|| (name, text.to_string_lossy().into_owned()))
+    });
+    ours.collect()
 }
 
 /// Runs a node until it is told to stop.
 pub async fn run(args: Box<ServerArgs>) -> anyhow::Result<Exit> {
-    let config = ServerConfig::from(args);
-    config.check()?;
+    let config: ServerConfig = load(args.sources(environment()))?;
     understudy_node::server::run(config).await?;
     Ok(Exit::Done)
-}
-
-fn parse_segment_size(text: &str) -> Result<SegmentSize, String> {
-    let refused = || format!("\"{text}\" is not a size; give for example 16MiB, or a number of bytes");
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| refused())?;
-    let unit_bytes = match unit {
-        "" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err(refused()),
-    };
-    let bytes = number.checked_mul(unit_bytes).ok_or_else(refused)?;
-    SegmentSize::new(bytes).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use understudy_types::{SegmentSize, SyncMode};
 
     use super::*;
     use crate::args::{Cli, Command};
 
-    fn config(flags: &[&str]) -> Result<ServerConfig, clap::Error> {
+    fn config_of(flags: &[&str], environment: &[(&str, &str)]) -> Result<ServerConfig, String> {
         let base = ["understudy", "server", "--name", "a", "--data-dir", "d"];
-        let Command::Server(args) = Cli::try_parse_from(base.iter().chain(flags))?.command else {
-            panic!("not a server");
-        };
-        Ok(args.into())
+        let cli = Cli::try_parse_from(base.iter().chain(flags)).map_err(|error| error.to_string())?;
+        let Command::Server(args) = cli.command else { panic!("not a server") };
+        let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        load(args.sources(environment)).map_err(|errors| errors.to_string())
+    }
+
+    fn config(flags: &[&str]) -> Result<ServerConfig, String> {
+        config_of(flags, &[])
     }
 
     #[test]
@@ -147,26 +140,65 @@ mod tests {
         assert_eq!(config.check(), Ok(()));
         assert_eq!(config.advertise, "127.0.0.1:7400");
         assert_eq!(config.segment_size, SegmentSize::DEFAULT);
-        assert_eq!(config.synchronous_standby_names, "ANY 1 (*)");
-        assert_eq!((config.sync_mode, config.primary_timeout_ms), (SyncMode::Preferred, 1_000));
+        assert_eq!(config.settings, Default::default());
         assert_eq!((config.failover_priority, config.no_sync), (1, false));
     }
 
     #[test]
     fn an_initial_cluster_is_a_list() {
-        let flags = ["--listen", "127.0.0.1:7401", "--initial-cluster", "a=127.0.0.1:7401,b=127.0.0.1:7402"];
-        let config = config(&flags).expect("a configuration");
-        assert_eq!(config.initial_cluster.len(), 2);
-        assert_eq!(config.check(), Ok(()));
+        for flags in [
+            &["--listen", "127.0.0.1:7401", "--initial-cluster", "a=127.0.0.1:7401,b=127.0.0.1:7402"][..],
+            &[
+                "--listen=127.0.0.1:7401",
+                "--initial-cluster",
+                "a=127.0.0.1:7401",
+                "--initial-cluster",
+                "b=127.0.0.1:7402",
+            ],
+        ] {
+            let config = config(flags).expect("a configuration");
+            assert_eq!(config.initial_cluster.len(), 2);
+            assert_eq!(config.check(), Ok(()));
+        }
     }
 
     #[test]
-    fn sizes_have_units_and_bounds() {
-        assert_eq!(parse_segment_size("1MiB"), Ok(SegmentSize::MIN));
-        assert_eq!(parse_segment_size("16777216"), Ok(SegmentSize::DEFAULT));
-        for bad in ["", "MiB", "16MB", "3MiB", "2GiB", "-1", "99999999999999999999GiB"] {
-            assert!(parse_segment_size(bad).is_err(), "{bad}");
-        }
+    fn every_flag_of_before_is_taken() {
+        let flags = [
+            "--advertise",
+            "h:1",
+            "--failover-priority",
+            "7",
+            "--no-sync",
+            "--wal-segment-size",
+            "1048576",
+            "--synchronous-standby-names",
+            "",
+            "--sync-mode",
+            "required",
+            "--primary-timeout",
+            "2s",
+            "--log-format",
+            "json",
+            "--log-level",
+            "debug",
+        ];
+        let config = config(&flags).expect("a configuration");
+        assert_eq!((config.advertise.as_str(), config.failover_priority, config.no_sync), ("h:1", 7, true));
+        assert_eq!(config.segment_size, SegmentSize::MIN);
+        let settings = &config.settings;
+        assert_eq!((settings.synchronous_standby_names.as_str(), settings.sync_mode), ("", SyncMode::Required));
+        assert_eq!((settings.primary_timeout_ms, config.log_level.as_str()), (2_000, "debug"));
+        assert_eq!(config.origin_of("sync_mode").to_string(), "flag --sync-mode");
+    }
+
+    #[test]
+    fn flags_go_before_the_environment() {
+        let environment = [("UNDERSTUDY_NAME", "z"), ("UNDERSTUDY_SYNC_MODE", "async"), ("RUST_LOG", "warn")];
+        let config = config_of(&["--sync-mode", "required"], &environment).expect("a configuration");
+        assert_eq!((config.name.as_str(), config.settings.sync_mode), ("a", SyncMode::Required));
+        assert_eq!(config.log_level, "warn");
+        assert_eq!(config.origin_of("log_level").to_string(), "environment RUST_LOG");
     }
 
     #[test]
@@ -175,11 +207,13 @@ mod tests {
             (["--initial-cluster", "a"], "name=host:port"),
             (["--wal-segment-size", "3MiB"], "power of two"),
             (["--sync-mode", "maybe"], "preferred"),
-            (["--listen", "localhost"], "--listen"),
-            (["--name", "-a"], "--name"),
+            (["--listen", "localhost"], "flag --listen"),
+            (["--no-sync=perhaps", "--no-sync"], "cannot be used multiple times"),
+            (["--no-sync=perhaps", "--log-level=info"], "neither true nor false"),
+            (["--synchronous-standby-names", "ANY 0 (*)"], "flag --synchronous-standby-names"),
         ] {
             let error = config(&flags).expect_err(flags[1]);
-            assert!(error.to_string().contains(hint), "{flags:?}: {error}");
+            assert!(error.contains(hint), "{flags:?}: {error}");
         }
     }
 }

@@ -112,6 +112,9 @@ fn header(status: &v1::StatusResponse) -> String {
         let noun = if count == 1 { "commit waits" } else { "commits wait" };
         lines.push(("waiting", format!("{count} {noun}, the oldest for {ms} ms: {}", or_dash(&status.waiting_for))));
     }
+    if !status.sync_problem.is_empty() {
+        lines.push(("", status.sync_problem.clone()));
+    }
     if let Some(raft) = &status.raft {
         let leader = if raft.leader.is_empty() { "no leader".to_owned() } else { format!("leader {}", raft.leader) };
         lines.push(("raft", format!("{leader}, term {}, applied index {}", raft.term, raft.last_applied_index)));
@@ -173,6 +176,7 @@ struct JsonStatus<'a> {
     not_writable_reason: Option<&'a str>,
     election: Option<JsonElection<'a>>,
     sync: Option<JsonSync<'a>>,
+    sync_problem: Option<&'a str>,
     raft: Option<JsonRaft<'a>>,
     /// Null where the node that answers is not the primary.
     waiting: Option<JsonWaiting<'a>>,
@@ -277,6 +281,7 @@ impl<'a> JsonStatus<'a> {
             not_writable_reason: some(&status.not_writable_reason),
             election,
             sync,
+            sync_problem: some(&status.sync_problem),
             raft,
             waiting: (status.primary == status.answered_by).then(|| JsonWaiting {
                 commits: status.waiting_commits,

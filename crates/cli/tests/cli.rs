@@ -257,6 +257,43 @@ fn a_file_of_acknowledgements_that_cannot_be_written_is_no_surprise_at_the_end()
 }
 
 #[test]
+fn settings_are_changed_or_refused() {
+    let cluster = Cluster::start(2, Some(0));
+    let endpoints = cluster.address(1);
+    let set = json(&run(&endpoints, &["config", "set", "sync_mode=required", "-o", "json"]).out);
+    assert_eq!((&set["generation"], &set["changes"][0]["after"]), (&Value::from(2), &Value::from("required")));
+    let empty = json(&run(&endpoints, &["config", "set", "synchronous_standby_names=", "-o", "json"]).out);
+    assert_eq!(empty["changes"][0]["after"], "");
+    let refused = run(&endpoints, &["config", "set", "nonsense=1"]);
+    assert_eq!((refused.code, refused.out.as_str()), (1, ""));
+    assert!(refused.err.contains("there is no setting \"nonsense\""), "{}", refused.err);
+    let twice = run(&endpoints, &["config", "set", "sync_mode=async", "sync_mode=required"]);
+    assert!(twice.code == 1 && twice.err.contains("given twice"), "{}", twice.err);
+    let show = run(&endpoints, &["config", "show", "sync_mode"]);
+    assert!(show.code == 0 && show.out.contains("as it is"), "{}", show.out);
+}
+
+#[test]
+fn a_file_is_checked_without_a_server() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        path.to_str().expect("text").to_owned()
+    };
+    let good = write("good.toml", "name = \"a\"\n[cluster]\nsync_mode = \"required\"\n");
+    let good = run("127.0.0.1:1", &["config", "check", &good]);
+    assert_eq!((good.code, good.err.as_str()), (0, ""));
+    let bad = write("bad.toml", "naem = \"a\"\n[cluster]\nsync_mode = \"maybe\"\n");
+    let checked = run("127.0.0.1:1", &["config", "check", &bad]);
+    assert_eq!((checked.code, checked.err.lines().count()), (1, 2), "{}", checked.err);
+    assert!(checked.err.contains("did you mean name?") && checked.err.contains("bad.toml:3"), "{}", checked.err);
+    let server = run("127.0.0.1:1", &["server", "--config", &bad, "--data-dir", "never-made"]);
+    assert_eq!(server.code, 2);
+    assert!(server.err.contains("did you mean name?") && server.err.contains("name is missing"), "{}", server.err);
+}
+
+#[test]
 fn wrong_usage_ends_with_two() {
     for args in [&["frobnicate"][..], &["status", "--frobnicate"], &["put", "k"], &["load"], &["server"]] {
         assert_eq!(run("127.0.0.1:1", args).code, 2, "{args:?}");

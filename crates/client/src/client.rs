@@ -1,5 +1,7 @@
 //! The calls.
 
+mod settings;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

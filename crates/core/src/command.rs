@@ -14,6 +14,7 @@
 //! | BeginElection | for the timeline after the present one, while no election is open |
 //! | Promote | for the timeline of the open election, of an eligible member, with F <= S |
 //! | SetSync | by the present timeline's primary, while no election is open (INV-DURABLE) |
+//! | Configure | when every change is known and in bounds, and the settings fit together; see [`apply`] for elections |
 //! | ClearDamage | while no election is open, of a node that is neither on the sync list nor the primary |
 //! | ReplaceMember | while no election is open and nobody is joining, of a node as for ClearDamage, by one that never was a member |
 //! | AddVoter | while no election is open, of the node that is joining and does not vote yet |
@@ -133,6 +134,13 @@ pub enum Command {
         timeline: TimelineId,
         /// From the last moment at which the primary before was known to be well to the first acknowledgement after.
         outage_ms: u64,
+    },
+    /// An operator changes settings: all of these, or none. The sync list follows by itself, through SetSync.
+    Configure {
+        /// Planned against.
+        generation: Generation,
+        /// By name; the texts are what [`crate::settings::Setting::set`] takes.
+        changes: BTreeMap<String, String>,
     },
 }
 

@@ -10,6 +10,7 @@
 //! | [`plan`] | which command to propose next, or why none | the Raft leader |
 //! | [`reconcile`] | what a node does to get from the role it has to the role it is assigned | every node |
 //! | [`retention`] | which WAL must stay | every node's checkpointer |
+//! | [`settings`] | what operators can set for the cluster, and what each setting takes | the Raft state machine, and whoever proposes |
 //! | [`sync`] | the safe LSN, and how the sync-standby list changes | the primary |
 //! | [`membership`] | how a member that was replaced comes to vote | the Raft leader |
 //! | [`confirm`] | whether a majority confirms the primary | the primary |
@@ -22,5 +23,6 @@ pub mod observation;
 pub mod plan;
 pub mod reconcile;
 pub mod retention;
+pub mod settings;
 pub mod state;
 pub mod sync;

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use crate::settings::Settings;
 use serde::{Deserialize, Serialize};
 use understudy_types::{
     Generation, Incarnation, Lsn, NodeId, NodeName, SegmentSize, SyncMode, SystemId, TimelineHistory, TimelineId,
@@ -115,31 +116,6 @@ pub struct SyncList {
     pub members: BTreeSet<NodeId>,
     /// How many of `members`. Zero: the primary alone is eligible, or the mode is `async`.
     pub acks: u32,
-}
-
-/// What operators can set for the whole cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
-    /// PostgreSQL's grammar; see [`crate::sync::StandbyNames`]. Empty: nobody is waited for.
-    pub synchronous_standby_names: String,
-    /// What happens when too few are there.
-    pub sync_mode: SyncMode,
-    /// How long the primary may be unheard before it counts as gone, and how long it may be unconfirmed before
-    /// it stops acknowledging. In milliseconds.
-    pub primary_timeout_ms: u64,
-    /// In mode `async`: how far a standby may be behind the last known end of the primary's WAL and still be promoted, in bytes.
-    pub max_lag_on_failover_bytes: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            synchronous_standby_names: "ANY 1 (*)".to_owned(),
-            sync_mode: SyncMode::Preferred,
-            primary_timeout_ms: 1_000,
-            max_lag_on_failover_bytes: 1 << 20,
-        }
-    }
 }
 
 impl ClusterState {

@@ -39,6 +39,9 @@ impl World {
             }
             return Ok(());
         }
+        if self.config.operator && self.rng.one_in(30) {
+            self.configure(id);
+        }
         match choice {
             0..8 => self.write(id),
             8..20 => self.receive(id)?,
@@ -140,9 +143,25 @@ impl World {
         self.send(Message::Command { from: id, command });
     }
 
+    /// An operator at this node changes his mind about who confirms, on what it knows; in an election too.
+    fn configure(&mut self, id: NodeId) {
+        let mode = *self.rng.pick(&["preferred", "required"]).expect("modes");
+        let rule = *self.rng.pick(&["ANY 1 (*)", "ANY 2 (*)"]).expect("rules");
+        let changes = [("sync_mode", mode), ("synchronous_standby_names", rule)];
+        let changes = changes.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+        let generation = self.nodes[&id].state.generation;
+        self.send(Message::Command { from: id, command: Command::Configure { generation, changes } });
+    }
+
     /// Everybody is up, nothing is lost, everything happens in turn.
     fn heal(&mut self) -> Verdict {
         self.faults = false;
+        if self.config.operator {
+            // What a cluster with a witness or a node that is never sync can satisfy.
+            let changes = [("sync_mode", "preferred"), ("synchronous_standby_names", "ANY 1 (*)")];
+            let changes = changes.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+            self.commit(&Command::Configure { generation: self.latest().generation, changes })?;
+        }
         self.isolated.clear();
         for id in self.ids().into_iter().filter(|id| !self.nodes[id].up).collect::<Vec<_>>() {
             self.start(id);
@@ -204,6 +223,7 @@ struct Tally {
     list_changes: usize,
     damages: u64,
     reads: usize,
+    settings: usize,
 }
 
 fn run(config: Config) -> Result<Tally, String> {
@@ -216,6 +236,7 @@ fn run(config: Config) -> Result<Tally, String> {
     }
     let lists =
         world.states.windows(2).filter(|pair| pair[0].sync != pair[1].sync && pair[0].timeline() == pair[1].timeline());
+    let settings = world.states.windows(2).filter(|pair| pair[0].settings != pair[1].settings).count();
     Ok(Tally {
         promotions: world.latest().history.len(),
         opened: world.opened.len(),
@@ -223,22 +244,29 @@ fn run(config: Config) -> Result<Tally, String> {
         list_changes: lists.count(),
         damages: world.nodes.values().map(|node| node.damage_epoch).sum(),
         reads: world.reads_answered,
+        settings,
     })
 }
 
 fn run_seeds(seeds: std::ops::Range<u64>, mode: SyncMode, damage: bool) -> Tally {
+    run_all(seeds.map(|seed| Config { seed, mode, damage, cheat: Cheat::Nothing, operator: false }))
+}
+
+fn run_all(configs: impl Iterator<Item = Config>) -> Tally {
     let mut sum = Tally::default();
-    for seed in seeds {
-        let tally = run(Config { seed, mode, damage, cheat: Cheat::Nothing })
-            .unwrap_or_else(|wrong| panic!("seed {seed}, mode {mode}, damage {damage}: {wrong}"));
+    for config in configs {
+        let Config { seed, mode, damage, operator, .. } = config;
+        let tally = run(config)
+            .unwrap_or_else(|wrong| panic!("seed {seed}, mode {mode}, damage {damage}, operator {operator}: {wrong}"));
         sum.promotions += tally.promotions;
         sum.opened += tally.opened;
         sum.acknowledged += tally.acknowledged;
         sum.list_changes += tally.list_changes;
         sum.damages += tally.damages;
         sum.reads += tally.reads;
+        sum.settings += tally.settings;
     }
-    println!("mode {mode}, damage {damage}: {sum:?}");
+    println!("{sum:?}");
     sum
 }
 
@@ -264,6 +292,20 @@ fn damaged_nodes_do_not_count_for_what_they_lost() {
 fn in_mode_async_there_is_still_only_one_primary() {
     let sum = run_seeds(3000..3100, SyncMode::Async, true);
     assert!(sum.promotions > 300, "{sum:?}");
+}
+
+#[test]
+fn settings_that_change_all_the_time_lose_nothing() {
+    // SYNC-8, INV-DURABLE: whoever confirms, and whatever is being decided.
+    let config = |seed: u64| Config {
+        seed,
+        mode: if seed.is_multiple_of(2) { SyncMode::Preferred } else { SyncMode::Required },
+        damage: seed.is_multiple_of(3),
+        cheat: Cheat::Nothing,
+        operator: true,
+    };
+    let sum = run_all((4000..4200).map(config));
+    assert!(sum.promotions > 500 && sum.settings > 2000 && sum.list_changes > 200, "{sum:?}");
 }
 
 /// Seeds that find something when a rule is taken away that they were once missing.
@@ -295,7 +337,7 @@ fn other_seeds_stay_quiet() {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let config = Config { seed: 42, mode: SyncMode::Preferred, damage: true, cheat: Cheat::Nothing };
+    let config = Config { seed: 42, mode: SyncMode::Preferred, damage: true, cheat: Cheat::Nothing, operator: true };
     assert_eq!(format!("{:?}", run(config)), format!("{:?}", run(config)));
 }
 
@@ -311,7 +353,8 @@ fn a_broken_rule_is_noticed() {
     ];
     for (cheat, invariant) in expected {
         let damage = cheat == Cheat::HidesDamage;
-        let found = (0..300).find_map(|seed| run(Config { seed, mode: SyncMode::Preferred, damage, cheat }).err());
+        let config = |seed| Config { seed, mode: SyncMode::Preferred, damage, cheat, operator: false };
+        let found = (0..300).find_map(|seed| run(config(seed)).err());
         let found = found.unwrap_or_else(|| panic!("{cheat:?} was not noticed"));
         println!("{cheat:?}: {found}");
         assert!(found.contains(invariant), "{cheat:?} should violate {invariant}: {found}");

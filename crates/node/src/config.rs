@@ -1,19 +1,26 @@
 //! What a server is started with, checked before anything else happens.
 //!
-//! [`ServerConfig::check`] is called by the command line before it hands the configuration over and by the
+//! [`load`] puts it together out of a file, the environment and flags, the later before the earlier, by one table
+//! ([`SERVER_SETTINGS`]; those of the cluster are the core's). [`ServerConfig::check`] is called there, and by the
 //! server before it touches the data directory: a wrong setting is a clear error, never a half-started node.
 //! The settings for the bootstrap count only when a new cluster is made; later the cluster state holds them.
 
+mod file;
+mod load;
+mod origin;
+mod table;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use understudy_core::settings::{self, SettingError, Settings};
 use understudy_types::limits::MEMBERS_MAX;
-use understudy_types::{NodeName, SegmentSize, SyncMode};
+use understudy_types::{NodeName, SegmentSize};
 
-/// The shortest `primary_timeout`, in milliseconds: five beats.
-pub const PRIMARY_TIMEOUT_MS_MIN: u64 = 500;
-/// The longest `primary_timeout`, in milliseconds: an hour.
-pub const PRIMARY_TIMEOUT_MS_MAX: u64 = 3_600_000;
+pub use load::{ConfigErrors, Sources, check_file, load, strange_variables};
+pub use origin::{Origin, flag, variable};
+pub use table::{SERVER_SETTINGS, ServerKind, ServerSetting};
 
 /// One line per event, for people or for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,16 +52,18 @@ pub struct ServerConfig {
     pub failover_priority: u32,
     /// Never on the sync list.
     pub no_sync: bool,
-    /// Of a new cluster: who is waited for, in PostgreSQL's grammar. Empty: nobody.
-    pub synchronous_standby_names: String,
-    /// Of a new cluster: what the primary does when too few sync standbys are there.
-    pub sync_mode: SyncMode,
-    /// Of a new cluster: how long the primary may be unheard before it counts as gone, in milliseconds.
-    pub primary_timeout_ms: u64,
+    /// Of a new cluster.
+    pub settings: Settings,
     /// How the log is written.
     pub log_format: LogFormat,
     /// What is logged: a level, or a filter in the syntax of `RUST_LOG`.
     pub log_level: String,
+    /// Where the HTTP port listens; none for no such port.
+    pub http_listen: Option<SocketAddr>,
+    /// Where each value comes from that somebody gave, by the name of the setting; those of the cluster too.
+    pub origins: BTreeMap<String, Origin>,
+    /// What it was put together from.
+    pub sources: Sources,
 }
 
 /// A server cannot be started with these settings.
@@ -125,14 +134,58 @@ pub enum ConfigError {
         /// How many were given.
         count: usize,
     },
-    /// Out of bounds.
-    #[error(
-        "the primary timeout is {given} ms; give {PRIMARY_TIMEOUT_MS_MIN} ms (five beats) \
-         to {PRIMARY_TIMEOUT_MS_MAX} ms"
-    )]
-    PrimaryTimeout {
-        /// What was given, in milliseconds.
-        given: u64,
+    /// Of a new cluster.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// The file cannot be read.
+    #[error("the configuration file {} cannot be read: {why}", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// The file is not TOML.
+    #[error("{}:{line}: not TOML: {why}", .path.display())]
+    Syntax {
+        /// Which.
+        path: PathBuf,
+        /// Where, from 1.
+        line: usize,
+        /// As the parser says it.
+        why: String,
+    },
+    /// A key of the file is not a setting, or stands in the wrong place.
+    #[error("{}:{line}: {why}", .path.display())]
+    Key {
+        /// Which file.
+        path: PathBuf,
+        /// Where, from 1.
+        line: usize,
+        /// What is wrong, and what would do.
+        why: String,
+    },
+    /// A value is not what the setting takes.
+    #[error("{name} ({origin}) is \"{text}\": {why}")]
+    Value {
+        /// Of the setting.
+        name: String,
+        /// Where it was given.
+        origin: Origin,
+        /// What was given, cut if it was long.
+        text: String,
+        /// What is wrong, and what would do.
+        why: String,
+    },
+    /// A setting without a default was not given.
+    #[error("{name} is missing; give {flag}, the environment variable {variable}, or {name} in the configuration file")]
+    Missing {
+        /// Of the setting.
+        name: &'static str,
+        /// Its flag.
+        flag: String,
+        /// Its environment variable.
+        variable: String,
     },
 }
 
@@ -147,10 +200,30 @@ impl ServerConfig {
         if matches!(host, "0.0.0.0" | "[::]") {
             return Err(ConfigError::AdvertiseAny { text: self.advertise.clone() });
         }
-        if !(PRIMARY_TIMEOUT_MS_MIN..=PRIMARY_TIMEOUT_MS_MAX).contains(&self.primary_timeout_ms) {
-            return Err(ConfigError::PrimaryTimeout { given: self.primary_timeout_ms });
+        if let Some(error) = settings::check(&self.settings).into_iter().next() {
+            return Err(error.into());
         }
         self.check_initial_cluster()
+    }
+
+    /// Where the setting of this name comes from.
+    pub fn origin_of(&self, name: &str) -> &Origin {
+        self.origins.get(name).unwrap_or(&Origin::Default)
+    }
+
+    /// What a server would have that is started again now: from the file as it is today.
+    ///
+    /// # Errors
+    /// When it would not start.
+    pub fn read_again(&self) -> Result<ServerConfig, ConfigErrors> {
+        load(self.sources.clone())
+    }
+
+    /// What was given for a new cluster and is not what the cluster has: name, given, present.
+    pub fn differs_from(&self, present: &Settings) -> Vec<(&'static str, String, String)> {
+        let given = settings::SETTINGS.iter().filter(|setting| self.origins.contains_key(setting.name));
+        let compared = given.map(|setting| (setting.name, setting.get(&self.settings), setting.get(present)));
+        compared.filter(|(_, given, present)| given != present).collect()
     }
 
     fn check_initial_cluster(&self) -> Result<(), ConfigError> {
@@ -218,6 +291,8 @@ pub fn parse_member(text: &str) -> Result<(NodeName, String), ConfigError> {
     Ok((name, address.to_owned()))
 }
 
+#[cfg(test)]
+mod docs_tests;
 #[cfg(test)]
 #[path = "config_tests.rs"]
 mod tests;

@@ -11,11 +11,12 @@ fn config() -> ServerConfig {
         segment_size: SegmentSize::DEFAULT,
         failover_priority: 1,
         no_sync: false,
-        synchronous_standby_names: "ANY 1 (*)".to_owned(),
-        sync_mode: SyncMode::Preferred,
-        primary_timeout_ms: 1_000,
+        settings: Settings::default(),
         log_format: LogFormat::Text,
         log_level: "info".to_owned(),
+        http_listen: None,
+        origins: BTreeMap::new(),
+        sources: Sources::default(),
     }
 }
 
@@ -78,8 +79,8 @@ fn a_cluster_has_a_largest_size() {
 
 #[test]
 fn a_timeout_shorter_than_five_beats_is_refused() {
-    assert!(refusal(|c| c.primary_timeout_ms = 499).contains("499 ms"));
-    assert!(refusal(|c| c.primary_timeout_ms = PRIMARY_TIMEOUT_MS_MAX + 1).contains("3600001 ms"));
+    assert!(refusal(|c| c.settings.primary_timeout_ms = 499).contains("499ms"));
+    assert!(refusal(|c| c.settings.primary_timeout_ms = 3_600_001).contains("3600001ms"));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use understudy_core::confirm::Confirmation;
+use understudy_core::settings::Settings;
 use understudy_engine::Engine;
 use understudy_types::{NodeId, TimelineId};
 
@@ -40,8 +41,6 @@ pub struct Claim {
     pub timeline: TimelineId,
     /// Who votes.
     pub voters: BTreeSet<NodeId>,
-    /// How long a confirmation lets commits be acknowledged.
-    pub primary_timeout: Duration,
     /// Told until when it may acknowledge.
     pub engine: Engine,
 }
@@ -57,6 +56,8 @@ enum Order {
 pub struct Confirmer {
     orders: mpsc::Sender<Order>,
     confirmed_until: watch::Receiver<Option<Instant>>,
+    /// How long a confirmation lets commits be acknowledged.
+    primary_timeout: watch::Sender<Duration>,
 }
 
 impl Confirmer {
@@ -69,14 +70,16 @@ impl Confirmer {
     ) -> Self {
         let (orders, queue) = mpsc::channel(REQUESTS_MAX);
         let (confirmed, confirmed_until) = watch::channel(None);
-        let task = Task { me, outgoing, answers, queue, confirmed, primary: None, began: Instant::now() };
+        let default = Duration::from_millis(Settings::default().primary_timeout_ms);
+        let (primary_timeout, timeout) = watch::channel(default);
+        let task = Task { me, outgoing, answers, queue, confirmed, primary: None, timeout, began: Instant::now() };
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = task.run() => {}
             }
         });
-        Self { orders, confirmed_until }
+        Self { orders, confirmed_until, primary_timeout }
     }
 
     /// Waits until a majority of voters has said, after this call began, that nothing newer than `timeline` is sealed.
@@ -90,6 +93,11 @@ impl Confirmer {
             return Err(Unconfirmed::NotPrimary(timeline));
         }
         outcome.await.unwrap_or(Err(Unconfirmed::NotPrimary(timeline)))
+    }
+
+    /// How long a confirmation lets commits be acknowledged, for the one that stands too: within a beat.
+    pub fn set_primary_timeout(&self, timeout: Duration) {
+        self.primary_timeout.send_if_modified(|present| std::mem::replace(present, timeout) != timeout);
     }
 
     /// From now on this node claims to be the primary, or no longer does.
@@ -132,6 +140,7 @@ struct Task {
     queue: mpsc::Receiver<Order>,
     confirmed: watch::Sender<Option<Instant>>,
     primary: Option<Primary>,
+    timeout: watch::Receiver<Duration>,
     /// Zero of the milliseconds that the pure part counts in.
     began: Instant,
 }
@@ -259,7 +268,7 @@ impl Task {
                 reply(done, Ok(()));
             }
         }
-        let timeout_ms = u64::try_from(primary.claim.primary_timeout.as_millis()).unwrap_or(u64::MAX);
+        let timeout_ms = u64::try_from(self.timeout.borrow().as_millis()).unwrap_or(u64::MAX);
         let until =
             primary.confirmation.confirmed_until_ms(timeout_ms).map(|at| self.began + Duration::from_millis(at));
         if *self.confirmed.borrow() != until {

@@ -31,3 +31,6 @@ pub mod sync_list;
 pub mod telemetry;
 pub mod upstream;
 pub mod view;
+
+/// The settings of the cluster, for those who build on the node and not on the core.
+pub use understudy_core::settings;

@@ -15,8 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use understudy_control::{Control, ControlConfig, ControlError};
-use understudy_core::state::{ClusterState, Settings};
-use understudy_core::sync::{StandbyNames, StandbyNamesError};
+use understudy_core::state::ClusterState;
 use understudy_engine::{Engine, EngineConfig, OpenError, SystemClock};
 use understudy_replication::seed::{SeedError, Seeder, SeederSettings, swap};
 use understudy_rpc::v1;
@@ -28,7 +27,7 @@ use understudy_wal::files::{Files, RealFiles};
 use crate::agent::seeding::Carried;
 use crate::agent::{Agent, AgentEnd, AgentParts};
 use crate::bootstrap;
-use crate::config::{ConfigError, ServerConfig};
+use crate::config::{ConfigError, ServerConfig, strange_variables};
 use crate::confirmer::Confirmer;
 use crate::damage;
 use crate::identity::{DataDir, DataDirError, random_u64};
@@ -53,9 +52,6 @@ pub enum ServerError {
     /// A setting is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The setting is not in the grammar.
-    #[error("--synchronous-standby-names: {0}")]
-    StandbyNames(#[from] StandbyNamesError),
     /// The log filter is wrong.
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -175,7 +171,6 @@ impl Greeting for Greeter {
 pub async fn run(config: ServerConfig) -> Result<(), ServerError> {
     telemetry::init(config.log_format, &config.log_level)?;
     config.check()?;
-    StandbyNames::parse(&config.synchronous_standby_names)?;
     abort_on_panic();
     let stop = CancellationToken::new();
     let signals = stop.clone();
@@ -282,6 +277,7 @@ impl Server {
             confirmer: confirmer.clone(),
             mesh: MeshService::new(mesh.clone(), greeter, stop_serving.clone()),
             control: control.clone(),
+            config: Arc::new(config.clone()),
             upstream: Arc::clone(&upstream),
             seeder: Arc::clone(&seeder),
             stop: stop_serving.clone(),
@@ -441,17 +437,11 @@ impl Server {
         let say = move |why: &str| view.send_modify(|view| view.waiting_for = Some(why.to_owned()));
         say("no cluster has been made yet, or none has been reached");
         let system_id = SystemId::new(random_u64()?);
-        let settings = Settings {
-            synchronous_standby_names: config.synchronous_standby_names.clone(),
-            sync_mode: config.sync_mode,
-            primary_timeout_ms: config.primary_timeout_ms,
-            ..Settings::default()
-        };
         let mut states = self.control.state();
         let initial: bootstrap::InitialCluster = config.initial_cluster.iter().cloned().collect();
         let joining = async {
             bootstrap::join_or_initialise(&control, &config.name, &initial, say).await;
-            bootstrap::write_first_command(&control, &initial, &settings, system_id).await;
+            bootstrap::write_first_command(&control, &initial, &config.settings, system_id).await;
         };
         let known = async {
             match states.wait_for(|applied| applied.state.system_id != SystemId::default()).await {
@@ -476,6 +466,7 @@ impl Server {
                 given: self.config.advertise.clone(),
             });
         }
+        self.warn_of_other_settings(&cluster);
         self.standing.send_modify(|standing| standing.system_id = cluster.system_id);
         self.view.send_modify(|view| view.waiting_for = None);
         Ok(cluster)
@@ -495,6 +486,22 @@ impl Server {
         match joined {
             Ok(applied) => Ok(Arc::new(applied.state.clone())),
             Err(_) => Err(ServerError::Failed("raft ended".to_owned())),
+        }
+    }
+
+    /// What this server was given for a new cluster, and the cluster has otherwise: somebody may think that it counts.
+    fn warn_of_other_settings(&self, cluster: &ClusterState) {
+        for (name, given, present) in self.config.differs_from(&cluster.settings) {
+            let origin = self.config.origin_of(name);
+            tracing::warn!(name, given, %origin, present, "the cluster has another value, and that counts: what a server is \
+                given is for a new cluster; change it with \"understudy config set {name}=...\"");
+        }
+        for (variable, meant) in strange_variables(&self.config.sources.environment) {
+            tracing::warn!(
+                variable,
+                meant,
+                "an environment variable is not looked at, and looks like a misspelt setting"
+            );
         }
     }
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use understudy_core::sync::{Ack, WalSenderState};
 use understudy_replication::seed::SeedSource;
 use understudy_replication::{
-    AckPosition, ConnectionId, ServingTimeline, Source, StandbyInfo, StreamState, UpstreamHooks,
+    AckPosition, ConnectionId, SenderSettings, ServingTimeline, Source, StandbyInfo, StreamState, UpstreamHooks,
 };
 use understudy_types::{Lsn, NodeId, TimelineHistory, TimelineId};
 
@@ -39,6 +39,7 @@ struct State {
 pub struct Upstream {
     state: Mutex<State>,
     history: watch::Sender<TimelineHistory>,
+    sender_settings: watch::Sender<SenderSettings>,
 }
 
 impl Default for Upstream {
@@ -50,7 +51,11 @@ impl Default for Upstream {
 impl Upstream {
     /// Nothing to stream yet.
     pub fn new() -> Self {
-        Self { state: Mutex::default(), history: watch::Sender::new(TimelineHistory::new()) }
+        Self {
+            state: Mutex::default(),
+            history: watch::Sender::new(TimelineHistory::new()),
+            sender_settings: watch::Sender::new(SenderSettings::default()),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -87,6 +92,16 @@ impl Upstream {
     /// The history of the cluster state, as this node has applied it.
     pub fn history_watch(&self) -> watch::Receiver<TimelineHistory> {
         self.history.subscribe()
+    }
+
+    /// For walsenders that begin from now on.
+    pub fn set_sender_settings(&self, settings: SenderSettings) {
+        self.sender_settings.send_if_modified(|present| std::mem::replace(present, settings) != settings);
+    }
+
+    /// What walsenders go by.
+    pub fn sender_settings_watch(&self) -> watch::Receiver<SenderSettings> {
+        self.sender_settings.subscribe()
     }
 
     /// This node has opened the latest timeline of `history`.

@@ -35,7 +35,7 @@ pub struct FollowConfig {
     pub timeline: TimelineId,
     /// What this node has sealed; zero for nothing.
     pub sealed: TimelineId,
-    /// The pace.
+    /// The pace, unless it is set while the receiver runs: see [`follow_at`].
     pub timing: ReceiverTiming,
 }
 
@@ -75,10 +75,24 @@ impl Default for ReceiverStatus {
 pub async fn follow<L: LogSink>(
     log: Arc<L>,
     config: FollowConfig,
+    history: watch::Receiver<TimelineHistory>,
+    cancel: CancellationToken,
+    status: watch::Sender<ReceiverStatus>,
+) {
+    let (_fixed, timing) = watch::channel(config.timing);
+    follow_at(log, config, timing, history, cancel, status).await;
+}
+
+/// [`follow`] at a pace that operators may change meanwhile; that of `config` is not looked at.
+pub async fn follow_at<L: LogSink>(
+    log: Arc<L>,
+    mut config: FollowConfig,
+    mut pace: watch::Receiver<ReceiverTiming>,
     mut history: watch::Receiver<TimelineHistory>,
     cancel: CancellationToken,
     status: watch::Sender<ReceiverStatus>,
 ) {
+    config.timing = *pace.borrow_and_update();
     let FollowConfig { upstream_address, timing, timeline, .. } = config.clone();
     let known = history.borrow_and_update().clone();
     let mut link = Link::new(log, upstream_address.clone(), timing, |own| {
@@ -89,6 +103,10 @@ pub async fn follow<L: LogSink>(
         let changed = tokio::select! {
             () = cancel.cancelled() => break,
             () = moved(&mut history) => true,
+            () = moved(&mut pace) => {
+                link.set_timing(*pace.borrow_and_update());
+                false
+            }
             () = link.step() => false,
         };
         if changed {

@@ -32,7 +32,7 @@ pub mod transport;
 mod wire;
 
 pub use fetch::{FetchConfig, FetchError, fetch};
-pub use follow::{FollowConfig, ReceiverStatus, follow};
+pub use follow::{FollowConfig, ReceiverStatus, follow, follow_at};
 pub use hooks::{ConnectionId, ServingTimeline, Source, StandbyInfo, UpstreamHooks};
 pub use log::{LogError, LogSink};
 pub use message::{AckPosition, StreamState, WalFormat};

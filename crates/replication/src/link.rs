@@ -108,6 +108,12 @@ impl<L: LogSink> Link<L> {
         }
     }
 
+    /// The pace from now on; what the connection itself watches over, from the next one on.
+    pub(crate) fn set_timing(&mut self, timing: ReceiverTiming) {
+        self.timing = timing;
+        self.receiver.set_timing(timing);
+    }
+
     /// Does what is due, then waits for one thing to happen. May be dropped while it waits.
     pub(crate) async fn step(&mut self) {
         self.act();

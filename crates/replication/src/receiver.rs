@@ -80,6 +80,12 @@ impl WalReceiver {
         }
     }
 
+    /// The pace from now on.
+    pub fn set_timing(&mut self, timing: ReceiverTiming) {
+        self.config.timing = timing;
+        self.pace.set_timing(timing);
+    }
+
     /// Startup while not connected, streaming once the own end has reached the upstream's.
     pub fn state(&self) -> StreamState {
         match self.phase {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
@@ -34,6 +34,9 @@ const OUTBOUND_MESSAGES_MAX: usize = 4;
 /// How long a peer may be silent before it said who it is, when no timeout says otherwise.
 const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
+/// Whatever `max_wal_senders` says, there are never more streams.
+const SLOTS_MAX: usize = 1_000;
+
 /// The walsenders' settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SenderSettings {
@@ -53,7 +56,9 @@ impl Default for SenderSettings {
 #[derive(Debug)]
 pub struct ReplicationService<H> {
     hooks: Arc<H>,
-    settings: SenderSettings,
+    /// Read for every stream that begins: a change lets the ones that there are go on.
+    settings: watch::Receiver<SenderSettings>,
+    /// Of [`SLOTS_MAX`], those that are not taken.
     slots: Arc<Semaphore>,
     /// The stream that each standby has now.
     streams: Mutex<BTreeMap<NodeId, StreamHandle>>,
@@ -86,13 +91,22 @@ impl<H: UpstreamHooks> ReplicationService<H> {
 
     /// The same with other than the default settings.
     pub fn with_settings(hooks: Arc<H>, stop: CancellationToken, settings: SenderSettings) -> Self {
-        let slots = Arc::new(Semaphore::new(settings.senders_max));
+        Self::under(hooks, stop, watch::channel(settings).1)
+    }
+
+    /// The same with settings that may change; each stream has those of its beginning.
+    pub fn under(hooks: Arc<H>, stop: CancellationToken, settings: watch::Receiver<SenderSettings>) -> Self {
+        let slots = Arc::new(Semaphore::new(SLOTS_MAX));
         Self { hooks, settings, slots, streams: Mutex::default(), seeder: None, stop }
     }
 
     /// The same, and other nodes may be seeded from this one.
     pub fn seeding(self, seeder: Arc<Seeder>) -> Self {
         Self { seeder: Some(seeder), ..self }
+    }
+
+    fn settings(&self) -> SenderSettings {
+        *self.settings.borrow()
     }
 
     /// For the node's port, with the limits that the log needs.
@@ -103,7 +117,7 @@ impl<H: UpstreamHooks> ReplicationService<H> {
     }
 
     async fn read_start(&self, inbound: &mut Streaming<v1::FromStandby>) -> Result<Start, Status> {
-        let within = match self.settings.timeout_ms {
+        let within = match self.settings().timeout_ms {
             0 => START_TIMEOUT_DEFAULT,
             timeout_ms => Duration::from_millis(timeout_ms),
         };
@@ -133,12 +147,17 @@ impl<H: UpstreamHooks> ReplicationService<H> {
             older.replaced.cancel();
             older.over.cancelled().await;
         }
-        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
+        let senders_max = self.settings().senders_max;
+        let refused = || {
             Status::resource_exhausted(format!(
-                "all {} walsenders (max_wal_senders) of this node are in use: try again when a standby has left",
-                self.settings.senders_max
+                "all {senders_max} walsenders (max_wal_senders) of this node are in use: try again when a standby has left"
             ))
-        })?;
+        };
+        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| refused())?;
+        // Taken first and counted then: two that come together may both be refused, never both be let in.
+        if SLOTS_MAX - self.slots.available_permits() > senders_max {
+            return Err(refused());
+        }
         Ok(Admission { replaced, _slot: slot, _over: over })
     }
 
@@ -193,7 +212,7 @@ impl<H: UpstreamHooks> v1::replication_server::Replication for ReplicationServic
             sealed: self.hooks.sealed_for(),
             history,
         };
-        let sender = WalSender::start(&upstream, &start, self.settings.timeout_ms, 0).map_err(|refusal| {
+        let sender = WalSender::start(&upstream, &start, self.settings().timeout_ms, 0).map_err(|refusal| {
             tracing::warn!(standby = %start.node, ?address, %refusal, "a standby was refused");
             status_of(&refusal)
         })?;

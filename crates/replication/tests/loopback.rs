@@ -314,6 +314,52 @@ async fn walsenders_are_bounded_and_a_standby_replaces_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn max_wal_senders_changes_for_the_next_stream_and_leaves_the_others_alone() {
+    let upstream = TestNode::new(1);
+    let history = upstream.promote(&TimelineHistory::new());
+    let hooks = TestUpstream::primary(&upstream, &history);
+    let (settings, seen) = tokio::sync::watch::channel(SenderSettings { senders_max: 1, ..SenderSettings::default() });
+    let server = Server::start_under(&hooks, seen).await;
+    let (second, third) = (TestNode::new(2), TestNode::new(3));
+    let mut follows_second = Following::start(&second, second.id, &server.address(), &history);
+    follows_second.streaming().await;
+    let mut follows_third = Following::start(&third, third.id, &server.address(), &history);
+    follows_third.problem("all 1 walsenders (max_wal_senders)").await;
+    settings.send_replace(SenderSettings { senders_max: 2, ..SenderSettings::default() });
+    follows_third.streaming().await;
+    // Fewer than there are: nobody is thrown out, and nobody else comes in.
+    settings.send_replace(SenderSettings { senders_max: 1, ..SenderSettings::default() });
+    hooks.acked(second.id, upstream.put("a", "1")).await;
+    follows_third.stop().await;
+    let mut again = Following::start(&third, third.id, &server.address(), &history);
+    again.problem("all 1 walsenders (max_wal_senders)").await;
+    follows_second.stop().await;
+    again.streaming().await;
+    again.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_walreceiver_takes_another_timeout_while_it_streams() {
+    let (_upstream, _hooks, server, history) = primary(MIB).await;
+    let relay = Relay::start(server.address).await;
+    let standby = TestNode::new(2);
+    // It would never give a silent upstream up.
+    let patient = ReceiverTiming { timeout_ms: 0, status_interval_ms: 0, ..ReceiverTiming::default() };
+    let (pace, seen) = tokio::sync::watch::channel(patient);
+    let config = config(standby.id, &relay.address(), history.latest());
+    let mut following = Following::start_at(&standby, config, seen, &history);
+    following.streaming().await;
+    relay.freeze(true);
+    pace.send_replace(quick());
+    following.until("the standby to notice", |status| status.problem.is_some()).await;
+    relay.freeze(false);
+    following.streaming().await;
+    following.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_no_member_is_refused() {
     let (_upstream, _hooks, server, history) = primary(MIB).await;
     let stranger = TestNode::new(99);

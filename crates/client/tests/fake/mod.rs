@@ -316,4 +316,26 @@ impl cluster_server::Cluster for Node {
     async fn history(&self, _: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
         Ok(Response::new(v1::HistoryResponse::default()))
     }
+
+    async fn show_settings(
+        &self,
+        request: Request<v1::ShowSettingsRequest>,
+    ) -> Result<Response<v1::ShowSettingsResponse>, Status> {
+        let name = request.into_inner().name;
+        let setting = v1::Setting { name, value: "as it is".to_owned(), ..v1::Setting::default() };
+        Ok(Response::new(v1::ShowSettingsResponse { settings: vec![setting], ..v1::ShowSettingsResponse::default() }))
+    }
+
+    async fn set_settings(
+        &self,
+        request: Request<v1::SetSettingsRequest>,
+    ) -> Result<Response<v1::SetSettingsResponse>, Status> {
+        let settings = request.into_inner().settings;
+        if settings.contains_key("nonsense") {
+            return Err(RpcError::invalid_argument("there is no setting \"nonsense\"").into());
+        }
+        let change = |(name, after)| v1::SettingChange { name, after, ..v1::SettingChange::default() };
+        let changes = settings.into_iter().map(change).collect();
+        Ok(Response::new(v1::SetSettingsResponse { generation: 2, changes, warning: String::new() }))
+    }
 }

@@ -7,8 +7,8 @@ use understudy_types::{Generation, NodeId, SegmentSize, SyncMode, SystemId, Time
 use super::members::{add_voter, finish_join, record_outage, replace_member};
 use super::rejection::{StillCounted, SyncListBar};
 use super::{Command, Outcome, Rejection};
+use crate::settings::{self, Setting};
 use crate::state::{ClusterState, Election, HistoryEntry, Member, Settings, SyncList};
-use crate::sync::StandbyNames;
 
 /// Carries out `command`, or says why not. A rejected command changes nothing; one that is carried out makes the
 /// generation one larger. The same on every node: it looks at nothing but its arguments.
@@ -69,6 +69,10 @@ fn next_state(state: &ClusterState, command: &Command) -> Result<ClusterState, R
             finish_join(state, *node)
         }
         Command::RecordOutage { timeline, outage_ms } => record_outage(state, *timeline, *outage_ms),
+        Command::Configure { generation, changes } => {
+            check_generation(state, *generation)?;
+            configure(state, changes)
+        }
     }
 }
 
@@ -114,7 +118,7 @@ fn bootstrap(
     if !members.values().any(Member::is_eligible) {
         return Err(bad("no member could ever be promoted: all are witnesses or of failover_priority 0".to_owned()));
     }
-    if let Err(error) = StandbyNames::parse(&settings.synchronous_standby_names) {
+    if let Some(error) = settings::check(settings).first() {
         return Err(bad(error.to_string()));
     }
     let mut names: Vec<_> = members.values().map(|member| &member.name).collect();
@@ -218,6 +222,25 @@ pub(super) fn still_counted(state: &ClusterState, node: NodeId) -> Option<StillC
         () if state.primary().is_some_and(|primary| primary.node == node) => Some(StillCounted::AsThePrimary),
         () => None,
     }
+}
+
+/// The settings after these changes: all of them or none.
+///
+/// Most may change while an election is open. Who may be promoted and what is kept rests on the sync list, with the mode
+/// that it was made under, and on what nodes have sealed: neither is a setting. The list that the promotion makes is true
+/// under every mode and every rule, and a promotion that was planned before the change is stale. What an election waits
+/// for out of *promises* is another matter: a lease that was granted under the old settings runs on, so those stand still.
+fn configure(state: &ClusterState, changes: &BTreeMap<String, String>) -> Result<ClusterState, Rejection> {
+    let settings =
+        settings::configured(&state.settings, changes).map_err(|errors| Rejection::BadSettings { errors })?;
+    if let Some(open) = &state.election {
+        let moved = |setting: &&Setting| setting.get(&state.settings) != setting.get(&settings);
+        let fixed = settings::SETTINGS.iter().filter(|setting| setting.fixed_in_elections).find(moved);
+        if let Some(setting) = fixed {
+            return Err(Rejection::FixedInElections { name: setting.name.to_owned(), election: open.timeline });
+        }
+    }
+    Ok(ClusterState { settings, ..state.clone() })
 }
 
 #[cfg(test)]

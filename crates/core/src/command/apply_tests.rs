@@ -359,3 +359,77 @@ proptest! {
         }
     }
 }
+
+fn configure(state: &ClusterState, of: &[(&str, &str)]) -> Command {
+    let changes = of.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+    Command::Configure { generation: state.generation, changes }
+}
+
+#[test]
+fn settings_are_changed_all_or_none() {
+    let mut state = settled();
+    let command = configure(&state, &[("sync_mode", "required"), ("primary_timeout", "2s")]);
+    let generation = state.generation.next();
+    assert_eq!(apply(&mut state, &command), Outcome::Applied { generation });
+    assert_eq!((state.settings.sync_mode, state.settings.primary_timeout_ms), (SyncMode::Required, 2_000));
+    // The list carries the mode that it was made under, until SetSync changes it.
+    assert_eq!(state.sync, list(&[2, 3], 1));
+
+    let before = state.clone();
+    for wrong in [
+        &[("sync_mode", "async"), ("primary_timeout", "1ms")][..],
+        &[("sync_mode", "async"), ("no_such_thing", "1")],
+        &[("synchronous_standby_names", "ANY 0 (*)")],
+        &[("request_id_retention", "1s")],
+    ] {
+        let command = configure(&state, wrong);
+        let outcome = apply(&mut state, &command);
+        assert!(
+            matches!(outcome, Outcome::Rejected { reason: Rejection::BadSettings { .. } }),
+            "{wrong:?}: {outcome:?}"
+        );
+        assert_eq!(state, before);
+    }
+    let stale = configure(&settled(), &[("sync_mode", "async")]);
+    assert!(matches!(apply(&mut state, &stale), Outcome::Rejected { reason: Rejection::Stale { .. } }));
+    assert_eq!(state, before);
+}
+
+#[test]
+fn a_refusal_stands_in_the_raft_log_and_is_read_again() {
+    let mut state = settled();
+    let command = configure(&state, &[("primary_timout", "1s")]);
+    let outcome = apply(&mut state, &command);
+    let text = serde_json::to_string(&(&command, &outcome)).expect("json");
+    assert_eq!(serde_json::from_str::<(Command, Outcome)>(&text).expect("json"), (command, outcome.clone()));
+    let Outcome::Rejected { reason } = outcome else { panic!("carried out") };
+    assert!(reason.to_string().contains("did you mean primary_timeout?"), "{reason}");
+}
+
+#[test]
+fn what_an_election_counts_with_stands_still_meanwhile() {
+    let mut state = in_election();
+    for promise in [("linearizable_reads", "lease"), ("primary_lease", "500ms")] {
+        let command = configure(&state, &[promise, ("sync_mode", "required")]);
+        let outcome = apply(&mut state, &command);
+        assert!(
+            matches!(outcome, Outcome::Rejected { reason: Rejection::FixedInElections { .. } }),
+            "{promise:?}: {outcome:?}"
+        );
+    }
+    // To the value that it has is no change; and everything else may change.
+    let command = configure(&state, &[("linearizable_reads", "quorum"), ("sync_mode", "async")]);
+    assert_applied(apply(&mut state, &command));
+    assert_eq!(state.sync.mode, SyncMode::Preferred, "the election goes by the list, not by the setting");
+}
+
+#[test]
+fn a_cluster_does_not_begin_with_settings_that_do_not_fit() {
+    let Command::Bootstrap { system_id, members, segment_size, settings } = bootstrap_command(&[1]) else {
+        panic!("not a bootstrap")
+    };
+    let settings = Settings { primary_timeout_ms: 100, ..settings };
+    let command = Command::Bootstrap { system_id, members, segment_size, settings };
+    let Outcome::Rejected { reason } = apply(&mut ClusterState::default(), &command) else { panic!("carried out") };
+    assert!(reason.to_string().contains("500ms to 1h"), "{reason}");
+}

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use understudy_types::{Generation, Lsn, NodeId, NodeName, SystemId, TimelineHistoryError, TimelineId, limits};
 
+use crate::settings::SettingError;
+
 /// Why a command changed nothing. Names what was asked and what is so.
 ///
 /// To a proposer all of them mean the same: look at the present state and plan again.
@@ -119,6 +121,22 @@ pub enum Rejection {
         /// In the state.
         recorded: u64,
     },
+    /// Nothing was changed, whatever else was right.
+    #[error("no setting was changed: {}", joined(.errors))]
+    BadSettings {
+        /// Everything that is wrong.
+        errors: Vec<SettingError>,
+    },
+    /// The election counts with it.
+    #[error(
+        "{name} does not change while timeline {election} is being decided; no setting was changed, wait for the promotion"
+    )]
+    FixedInElections {
+        /// Of the setting.
+        name: String,
+        /// What is being decided.
+        election: TimelineId,
+    },
     /// The list still counts on the node.
     #[error("{name} stays damaged while it is {why}")]
     StillCounted {
@@ -159,6 +177,10 @@ pub enum Rejection {
         /// By the command.
         timeline: TimelineId,
     },
+}
+
+fn joined(errors: &[SettingError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// What keeps a node off the sync list.

@@ -6,6 +6,7 @@
 //! | event | |
 //! |---|---|
 //! | `setting TEXT`, `mode MODE` | before `open`: as the cluster begins; after: changed and applied |
+//! | `configure NAME=TEXT` | Configure is committed, and applied here, if Raft carries it out |
 //! | `list K of {b, c}`, `open F` | the promotion |
 //! | `a flushes N` | the local flush |
 //! | `b connects`, `b catches up`, `b streams`, `b acks N`, `b leaves` | b's newest connection |
@@ -140,6 +141,13 @@ impl Scene {
             ["mode", mode] => {
                 let mode = mode.parse().expect("a mode");
                 self.changes(|raft| raft.settings.sync_mode = mode);
+            }
+            ["configure", ..] => {
+                let (name, text) = event.trim_start_matches("configure ").split_once('=').expect("NAME=TEXT");
+                let changes = BTreeMap::from([(name.to_owned(), text.to_owned())]);
+                let outcome = self.commit(&Command::Configure { generation: self.raft.generation, changes });
+                self.learn();
+                return outcome;
             }
             ["list", acks, "of", members @ ..] => {
                 let members = members.iter().map(|word| word.trim_matches(['{', '}', ',']));

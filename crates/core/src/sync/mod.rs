@@ -2,6 +2,7 @@
 //!
 //! | file | what it decides |
 //! |---|---|
+//! | `named` | whether any member could ever satisfy the setting |
 //! | `names` | what `synchronous_standby_names` says (PostgreSQL's grammar) |
 //! | `rule` | the safe LSN that a list and the acknowledgements give |
 //! | `wanted` | the list that the setting, the mode and the present standbys ask for |
@@ -18,6 +19,7 @@
 mod applied;
 mod lag;
 mod manager;
+mod named;
 mod names;
 mod rule;
 mod standbys;
@@ -27,6 +29,7 @@ mod wanted;
 
 pub use lag::{Lag, LagTracker};
 pub use manager::SyncManager;
+pub use named::{Unsatisfied, nobody_can_acknowledge};
 pub use names::{StandbyNames, StandbyNamesError, SyncMethod};
 pub use rule::{SyncRule, holds, safe_lsn};
 pub use standbys::{Ack, ConnectionId, WalSenderState};

@@ -41,6 +41,8 @@ pub struct Config {
     pub mode: SyncMode,
     pub damage: bool,
     pub cheat: Cheat,
+    /// Whether somebody changes the settings all the time; outside mode `async`, and never to it.
+    pub operator: bool,
 }
 
 pub enum Message {

@@ -11,7 +11,7 @@ use understudy_core::command::{Command, Outcome};
 use understudy_core::observation::FetchOrder;
 use understudy_core::reconcile::{Following, NodeAction};
 use understudy_engine::RejoinError;
-use understudy_replication::{FetchConfig, FollowConfig, ReceiverStatus, ReceiverTiming, WalFormat, fetch, follow};
+use understudy_replication::{FetchConfig, FollowConfig, ReceiverStatus, WalFormat, fetch, follow_at};
 use understudy_types::{Generation, Lsn, TimelineHistory, TimelineId};
 
 use super::lead::RETRY_INTERVAL;
@@ -194,7 +194,7 @@ impl Agent {
             incarnation: self.incarnation(),
             election: order.election,
             until: order.until,
-            timing: ReceiverTiming::default(),
+            timing: *self.receiver_timing.borrow(),
         };
         let (log, history, done) = (self.engine.clone(), self.cluster.timeline_history(), self.done_tx.clone());
         tokio::spawn(async move {
@@ -234,7 +234,7 @@ impl Agent {
             damage_epoch: self.promises.damage_epoch,
             timeline: following.timeline,
             sealed: self.promises.sealed,
-            timing: ReceiverTiming::default(),
+            timing: *self.receiver_timing.borrow(),
         };
         tracing::info!(primary = %member.name, timeline = %following.timeline, wal_end = %self.engine.wal().end(), "following");
         self.engine.unseal();
@@ -243,7 +243,8 @@ impl Agent {
         let stop = self.stop.child_token();
         let (status_tx, status) = watch::channel(ReceiverStatus::default());
         let log = Arc::new(self.engine.clone());
-        let task = tokio::spawn(follow(log, config, self.upstream.history_watch(), stop.clone(), status_tx));
+        let (timing, history) = (self.receiver_timing.subscribe(), self.upstream.history_watch());
+        let task = tokio::spawn(follow_at(log, config, timing, history, stop.clone(), status_tx));
         self.follower = Some(Follower { following, stop, status, task });
     }
 
@@ -370,12 +371,7 @@ impl Agent {
             sync.heard(node, report);
         }
         self.confirmer
-            .claim(Some(Claim {
-                timeline,
-                voters: self.cluster.voters(),
-                primary_timeout: self.primary_timeout(),
-                engine: self.engine.clone(),
-            }))
+            .claim(Some(Claim { timeline, voters: self.cluster.voters(), engine: self.engine.clone() }))
             .await;
         self.upstream.set_sealed_for(TimelineId::NONE);
         self.upstream.serve(self.cluster.timeline_history(), sync.clone());

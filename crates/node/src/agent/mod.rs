@@ -15,6 +15,7 @@ mod members;
 mod observe;
 mod outage;
 pub mod seeding;
+mod settings;
 mod table;
 
 use std::collections::BTreeMap;
@@ -28,10 +29,11 @@ use tokio_util::sync::CancellationToken;
 use understudy_control::{Applied, Control, Leadership};
 use understudy_core::observation::{FetchOrder, NodeReport};
 use understudy_core::reconcile::{Following, reconcile};
+use understudy_core::settings::Settings;
 use understudy_core::state::ClusterState;
 use understudy_engine::Engine;
 use understudy_replication::seed::{SeedSource, Seeder};
-use understudy_replication::{ReceiverStatus, Source};
+use understudy_replication::{ReceiverStatus, ReceiverTiming, Source};
 use understudy_types::{Incarnation, Lsn, NodeId, TimelineId};
 use understudy_wal::files::Files;
 
@@ -168,6 +170,9 @@ pub struct Agent {
     stop: CancellationToken,
 
     cluster: Arc<ClusterState>,
+    /// Those that were applied last; none before the first.
+    settings: Option<Settings>,
+    receiver_timing: watch::Sender<ReceiverTiming>,
     leadership: Leadership,
     table: Table,
     dialers: BTreeMap<NodeId, (String, CancellationToken)>,
@@ -235,6 +240,8 @@ impl Agent {
         Self {
             me: parts.me,
             cluster,
+            settings: None,
+            receiver_timing: watch::Sender::new(ReceiverTiming::default()),
             leading: Leading::since(leadership.i_am_leader.then_some(now)),
             outage: Outage::default(),
             leadership,
@@ -370,6 +377,7 @@ impl Agent {
         if voters_moved {
             self.learn_voters().await;
         }
+        self.learn_settings();
         self.upstream.learn(new.timeline_history(), new.members.keys().copied().collect());
         if let Some(primary) = &self.primary {
             primary.sync.learn_state(&self.cluster);

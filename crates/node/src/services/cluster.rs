@@ -8,12 +8,13 @@ use tonic::{Request, Response, Status};
 use understudy_control::Control;
 use understudy_core::observation::{NodeRole, StreamState};
 use understudy_core::state::{ClusterState, Member};
-use understudy_core::sync::{StandbyNames, SyncMethod};
+use understudy_core::sync::{StandbyNames, SyncMethod, nobody_can_acknowledge};
 use understudy_engine::Engine;
 use understudy_rpc::error::RpcError;
 use understudy_rpc::v1;
 use understudy_types::{Lsn, NodeId};
 
+use super::settings::SettingsShell;
 use super::{members, replication, waiting};
 use crate::confirmer::Confirmer;
 use crate::sync_list::SyncListTask;
@@ -28,18 +29,26 @@ pub struct ClusterService {
     view: watch::Receiver<NodeView>,
     confirmer: Confirmer,
     upstream: Arc<Upstream>,
-    control: Control,
+    changes: Changes,
+}
+
+/// What changes go through.
+pub struct Changes {
+    /// To Raft.
+    pub control: Control,
+    /// Of settings.
+    pub settings: SettingsShell,
 }
 
 impl ClusterService {
-    /// Over what the agent publishes. Changes go to Raft.
+    /// Over what the agent publishes.
     pub fn new(
         view: watch::Receiver<NodeView>,
         confirmer: Confirmer,
         upstream: Arc<Upstream>,
-        control: Control,
+        changes: Changes,
     ) -> Self {
-        Self { view, confirmer, upstream, control }
+        Self { view, confirmer, upstream, changes }
     }
 
     /// This node as the primary, with the sync list of its timeline, or why it is not to be asked.
@@ -75,7 +84,7 @@ pub(super) fn sync_status(cluster: &ClusterState) -> v1::SyncStatus {
     }
 }
 
-fn name_of(cluster: &ClusterState, id: NodeId) -> String {
+pub(super) fn name_of(cluster: &ClusterState, id: NodeId) -> String {
     cluster.members.get(&id).map_or_else(|| id.to_string(), |member| member.name.to_string())
 }
 
@@ -228,6 +237,7 @@ fn status(view: &NodeView, confirmed_here: bool) -> v1::StatusResponse {
         waiting_commits: 0,
         oldest_waiting_ms: 0,
         waiting_for: String::new(),
+        sync_problem: nobody_can_acknowledge(cluster).map_or_else(String::new, |unsatisfied| unsatisfied.to_string()),
     }
 }
 
@@ -272,7 +282,7 @@ impl v1::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<v1::ReplaceMemberRequest>,
     ) -> Result<Response<v1::ReplaceMemberResponse>, Status> {
-        let answer = members::replace(&self.view, &self.control, request.into_inner()).await?;
+        let answer = members::replace(&self.view, &self.changes.control, request.into_inner()).await?;
         Ok(Response::new(answer))
     }
 
@@ -298,5 +308,19 @@ impl v1::cluster_server::Cluster for ClusterService {
         let cancelled = primary.engine.cancel_waiting(which);
         tracing::info!(?which, cancelled, "an administrator ended waits: these commits are unknown to their clients");
         Ok(Response::new(v1::CancelWaitingResponse { cancelled }))
+    }
+
+    async fn show_settings(
+        &self,
+        request: Request<v1::ShowSettingsRequest>,
+    ) -> Result<Response<v1::ShowSettingsResponse>, Status> {
+        Ok(Response::new(self.changes.settings.show(&request.into_inner().name).await?))
+    }
+
+    async fn set_settings(
+        &self,
+        request: Request<v1::SetSettingsRequest>,
+    ) -> Result<Response<v1::SetSettingsResponse>, Status> {
+        Ok(Response::new(self.changes.settings.set(request.into_inner()).await?))
     }
 }

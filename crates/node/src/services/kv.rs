@@ -25,8 +25,6 @@ use understudy_wal::Op;
 use crate::confirmer::{Confirmer, Unconfirmed};
 use crate::view::NodeView;
 
-/// A commit without a deadline of its own waits this long for the sync standbys.
-const COMMIT_DEADLINE: Duration = Duration::from_secs(30);
 /// A linearizable read without a deadline of its own waits this long for a majority.
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(10);
 /// Pages of a scan that wait for a client that reads slowly.
@@ -52,6 +50,11 @@ impl KvService {
     /// Over what the agent publishes.
     pub fn new(view: watch::Receiver<NodeView>, confirmer: Confirmer) -> Self {
         Self { view, confirmer }
+    }
+
+    /// What a commit without a deadline of its own waits for the sync standbys.
+    fn commit_deadline(&self) -> Duration {
+        Duration::from_millis(self.view.borrow().cluster.settings.commit_deadline_ms)
     }
 
     fn engine(&self, asked: &str) -> Result<Engine, RpcError> {
@@ -440,7 +443,7 @@ impl v1::kv_server::Kv for KvService {
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
-        let deadline = deadline(&request, COMMIT_DEADLINE);
+        let deadline = deadline(&request, self.commit_deadline());
         let default_level = self.view.borrow().default_durability();
         let commit = commit(request.into_inner(), default_level)?;
         let (engine, timeline) = self.primary("a commit")?;

@@ -5,6 +5,7 @@ mod health;
 mod kv;
 mod members;
 mod replication;
+mod settings;
 mod waiting;
 
 use std::future::Future;
@@ -24,6 +25,7 @@ use understudy_replication::seed::Seeder;
 use understudy_rpc::v1;
 use understudy_types::limits::COMMIT_BYTES_MAX;
 
+use crate::config::ServerConfig;
 use crate::confirmer::Confirmer;
 use crate::mesh::{Greeting, MeshService};
 use crate::upstream::Upstream;
@@ -53,6 +55,8 @@ pub struct ServiceParts<G> {
     pub mesh: MeshService<G>,
     /// Raft.
     pub control: Control,
+    /// What this server was started with.
+    pub config: Arc<ServerConfig>,
     /// What standbys stream from.
     pub upstream: Arc<Upstream>,
     /// What other nodes are seeded by.
@@ -65,11 +69,13 @@ pub struct ServiceParts<G> {
 pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<Result<(), tonic::transport::Error>>) {
     let (health, health_service) = Health::new().await;
     let stop = parts.stop.clone();
-    let replication =
-        ReplicationService::new(Arc::clone(&parts.upstream), parts.stop.clone()).seeding(parts.seeder);
+    let walsenders = parts.upstream.sender_settings_watch();
+    let replication = ReplicationService::under(Arc::clone(&parts.upstream), parts.stop.clone(), walsenders)
+        .seeding(parts.seeder);
     let kv = kv::KvService::new(parts.view.clone(), parts.confirmer.clone());
-    let cluster =
-        cluster::ClusterService::new(parts.view, parts.confirmer, parts.upstream, parts.control.clone());
+    let settings = settings::SettingsShell::new(parts.view.clone(), parts.control.clone(), parts.config);
+    let changes = cluster::Changes { control: parts.control.clone(), settings };
+    let cluster = cluster::ClusterService::new(parts.view, parts.confirmer, parts.upstream, changes);
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

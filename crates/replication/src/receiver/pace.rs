@@ -20,6 +20,11 @@ impl Pace {
         Self { timing, heard_at_ms: now_ms, pinged: false, acked_at_ms: now_ms, failed_attempts: 0 }
     }
 
+    /// From now on.
+    pub(super) fn set_timing(&mut self, timing: ReceiverTiming) {
+        self.timing = timing;
+    }
+
     /// Something came from the upstream.
     pub(super) fn heard(&mut self, now_ms: u64) {
         self.heard_at_ms = now_ms;

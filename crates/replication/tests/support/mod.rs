@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use understudy_replication::{
-    FollowConfig, LogError, LogSink, OwnLog, ReceiverStatus, ReceiverTiming, Source, StreamState, WalFormat, follow,
+    FollowConfig, LogError, LogSink, OwnLog, ReceiverStatus, ReceiverTiming, Source, StreamState, WalFormat, follow_at,
 };
 use understudy_types::{
     Incarnation, Lsn, NodeId, Position, SegmentNo, SegmentSize, SystemId, TimelineHistory, TimelineId, TimelineSwitch,
@@ -181,10 +181,21 @@ impl Following {
     }
 
     pub fn start_with<L: LogSink>(log: &Arc<L>, config: FollowConfig, history: &TimelineHistory) -> Self {
+        let (_, pace) = watch::channel(config.timing);
+        Self::start_at(log, config, pace, history)
+    }
+
+    /// At a pace that changes.
+    pub fn start_at<L: LogSink>(
+        log: &Arc<L>,
+        config: FollowConfig,
+        pace: watch::Receiver<ReceiverTiming>,
+        history: &TimelineHistory,
+    ) -> Self {
         let (status, status_seen) = watch::channel(ReceiverStatus::default());
         let (history, history_seen) = watch::channel(history.clone());
         let cancel = CancellationToken::new();
-        let task = tokio::spawn(follow(Arc::clone(log), config, history_seen, cancel.clone(), status));
+        let task = tokio::spawn(follow_at(Arc::clone(log), config, pace, history_seen, cancel.clone(), status));
         Self { status: status_seen, history, cancel, task }
     }
 

@@ -183,19 +183,28 @@ impl Server {
     }
 
     pub async fn start_with(hooks: &Arc<TestUpstream>, settings: SenderSettings) -> Self {
+        Self::start_as(hooks, watch::channel(settings).1, None).await
+    }
+
+    pub async fn start_under(hooks: &Arc<TestUpstream>, settings: watch::Receiver<SenderSettings>) -> Self {
         Self::start_as(hooks, settings, None).await
     }
 
     /// A server that other nodes can be seeded from.
     pub async fn start_seeding(hooks: &Arc<TestUpstream>, seeder: &Arc<Seeder>) -> Self {
-        Self::start_as(hooks, SenderSettings::default(), Some(Arc::clone(seeder))).await
+        let settings = watch::channel(SenderSettings::default()).1;
+        Self::start_as(hooks, settings, Some(Arc::clone(seeder))).await
     }
 
-    async fn start_as(hooks: &Arc<TestUpstream>, settings: SenderSettings, seeder: Option<Arc<Seeder>>) -> Self {
+    async fn start_as(
+        hooks: &Arc<TestUpstream>,
+        settings: watch::Receiver<SenderSettings>,
+        seeder: Option<Arc<Seeder>>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let stop = CancellationToken::new();
-        let service = ReplicationService::with_settings(Arc::clone(hooks), stop.clone(), settings);
+        let service = ReplicationService::under(Arc::clone(hooks), stop.clone(), settings);
         let service = match seeder {
             Some(seeder) => service.seeding(seeder),
             None => service,
