@@ -19,7 +19,8 @@ fn a_checkpoint_beside_an_applier_is_a_replay_up_to_its_position() {
     let made = |number: u64| {
         let id = Some(RequestId::new([u8::try_from(number % 200).unwrap(); 16]));
         let key = format!("key-{:04}", number % 500).into_bytes();
-        let op = if number % 7 == 0 { delete(&key) } else { put(&key, number.to_string().repeat(40).as_bytes()) };
+        let op =
+            if number.is_multiple_of(7) { delete(&key) } else { put(&key, number.to_string().repeat(40).as_bytes()) };
         understudy_store::AppliedCommit { request_id: id, ..commit(100 + number * 10, vec![op, put(b"last", &key)]) }
     };
     let done = AtomicBool::new(false);

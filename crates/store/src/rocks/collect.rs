@@ -233,7 +233,10 @@ impl CompactionFilter for RequestFilter {
 
 #[cfg(test)]
 mod tests {
+    use understudy_types::{Position, SystemId, TimelineId};
+
     use super::*;
+    use crate::{RocksConfig, RocksStore, Store};
 
     fn horizon(lsn: u64) -> GcHorizon {
         GcHorizon { versions_below: Lsn::new(lsn), requests_below: Lsn::new(lsn) }
@@ -266,6 +269,28 @@ mod tests {
         ] {
             assert_eq!(kept(&mut filter, key, lsn, 1), expected, "{key:?} {lsn}");
         }
+    }
+
+    /// INV-REDO: what a crash goes back to must not have been compacted by a horizon that the crash takes back.
+    #[test]
+    fn filters_go_by_what_is_on_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(&RocksConfig::new(dir.path(), SystemId::new(7))).unwrap();
+        let at = |lsn| Position::new(TimelineId::FIRST, Lsn::new(lsn));
+        store.flush().unwrap();
+        store.raise_horizon(horizon(80), at(90)).unwrap();
+        store.raise_horizon(horizon(85), at(100)).unwrap();
+        assert_eq!(store.horizon(), horizon(85));
+        assert_eq!(store.collection.durable.get(), GcHorizon::default());
+        let mut present = filter(&store.collection);
+        assert!(kept(&mut present, b"a", 70, 1) && kept(&mut present, b"a", 60, 1));
+        store.flush().unwrap();
+        assert_eq!(store.collection.durable.get(), horizon(85));
+        let mut next = filter(&store.collection);
+        assert!(kept(&mut next, b"a", 70, 1) && !kept(&mut next, b"a", 60, 1));
+        drop(store);
+        let reopened = RocksStore::open(&RocksConfig::new(dir.path(), SystemId::new(7))).unwrap();
+        assert_eq!((reopened.horizon(), reopened.collection.durable.get()), (horizon(85), horizon(85)));
     }
 
     #[test]
