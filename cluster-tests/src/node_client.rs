@@ -95,6 +95,43 @@ impl NodeClient {
         self.bounded(request, async |request| kv.commit(request).await).await
     }
 
+    /// Commits many.
+    ///
+    /// # Errors
+    /// As [`NodeClient::status`].
+    pub async fn commit_batch(&self, commits: Vec<v1::CommitRequest>) -> Result<v1::CommitBatchResponse, Status> {
+        let mut kv = self.kv.clone();
+        self.bounded(v1::CommitBatchRequest { commits }, async |request| kv.commit_batch(request).await).await
+    }
+
+    /// Its standbys, if it is the primary.
+    ///
+    /// # Errors
+    /// As [`NodeClient::status`].
+    pub async fn replication(&self) -> Result<v1::ReplicationResponse, Status> {
+        let mut cluster = self.cluster.clone();
+        self.bounded(v1::ReplicationRequest {}, async |request| cluster.replication(request).await).await
+    }
+
+    /// Who waits, if it is the primary.
+    ///
+    /// # Errors
+    /// As [`NodeClient::status`].
+    pub async fn waiting(&self) -> Result<v1::WaitingResponse, Status> {
+        let mut cluster = self.cluster.clone();
+        self.bounded(v1::WaitingRequest { limit: 0 }, async |request| cluster.waiting(request).await).await
+    }
+
+    /// Ends waits.
+    ///
+    /// # Errors
+    /// As [`NodeClient::status`].
+    pub async fn cancel_waiting(&self, request: v1::CancelWaitingRequest) -> Result<u64, Status> {
+        let mut cluster = self.cluster.clone();
+        let answer = self.bounded(request, async |request| cluster.cancel_waiting(request).await).await;
+        answer.map(|answer| answer.cancelled)
+    }
+
     /// One page of at most `limit` entries from `start` on, below `end`.
     ///
     /// # Errors

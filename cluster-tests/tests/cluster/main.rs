@@ -6,6 +6,7 @@ mod bad_input;
 mod emptied;
 mod freeze;
 mod kill;
+mod levels;
 mod restart;
 mod seeding;
 mod settings;

@@ -89,6 +89,28 @@ fn a_failed_precondition_ends_with_three() {
 }
 
 #[test]
+fn a_program_is_told_what_was_found_instead() {
+    let cluster = Cluster::start(1, Some(0));
+    let endpoints = cluster.addresses().join(",");
+    assert_eq!(run(&endpoints, &["put", "k", "1"]).code, 0);
+    let refused = run(&endpoints, &["-o", "json", "put", "k", "2", "--if-absent"]);
+    assert_eq!(refused.code, 3);
+    let told = json(&refused.out);
+    assert_eq!((&told["outcome"], &told["key"], &told["found"]), (&"aborted".into(), &"k".into(), &"a value".into()));
+}
+
+#[test]
+fn operators_see_replication_and_end_waits() {
+    let cluster = Cluster::start(3, Some(1));
+    let endpoints = cluster.address(0);
+    assert!(run(&endpoints, &["replication"]).out.starts_with("primary n1, timeline 0"));
+    assert_eq!(json(&run(&endpoints, &["-o", "json", "sync"]).out)["primary"], "n1");
+    assert_eq!(json(&run(&endpoints, &["-o", "json", "sync", "waiting", "--limit", "5"]).out)["total"], 5);
+    assert!(run(&endpoints, &["sync", "cancel", "--all"]).out.starts_with("7 waits"));
+    assert_eq!(run(&endpoints, &["sync", "cancel"]).code, 2);
+}
+
+#[test]
 fn an_unknown_outcome_ends_with_four_and_can_be_asked_for() {
     let cluster = Cluster::start(1, Some(0));
     let endpoints = cluster.address(0);

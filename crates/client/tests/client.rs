@@ -13,6 +13,7 @@ fn options(deadline_ms: u64) -> Options {
         deadline: Duration::from_millis(deadline_ms),
         attempt_timeout: Duration::from_millis(200),
         connect_timeout: Duration::from_millis(200),
+        ..Options::default()
     }
 }
 
@@ -280,4 +281,41 @@ async fn many_commits_at_once_survive_a_failover_exactly_once() {
         commit.await.expect("no panic").expect("a commit");
     }
     assert_eq!(cluster.done(), 200);
+}
+
+#[tokio::test]
+async fn of_a_batch_only_what_is_not_settled_is_sent_again() {
+    let cluster = Cluster::start(2, Some(1));
+    let client = client(vec![cluster.address(0)]).await;
+    let unknown = RpcError::commit_outcome_unknown(None, UnknownWhy::StepDown);
+    // The first is done and not vouched for, the second is not taken.
+    cluster.script(1, [Step::DoThenUnknown(unknown), Step::Refuse(RpcError::queue_full(1))]);
+    let commits = vec![
+        Commit::new().put("a", "1"),
+        Commit::new().put("b", "1"),
+        Commit::new().put("c", "1"),
+        Commit::new().put("d", "1").if_absent("a"),
+        Commit::new(),
+    ];
+    let ids: Vec<_> = commits.iter().map(Commit::id).collect();
+    let results = client.commit_batch(commits).await.expect("a batch within its bounds");
+    let [a, b, c, d, e] = <[_; 5]>::try_from(results).expect("one for each");
+    assert!(a.expect("committed").already_done, "the first attempt had done it");
+    assert!(!b.expect("committed").already_done);
+    assert!(!c.expect("committed").already_done);
+    assert!(matches!(d, Err(ClientError::Aborted { .. })), "{d:?}");
+    assert!(matches!(e, Err(ClientError::Invalid { .. })), "{e:?}");
+    let sent: Vec<_> = cluster.commits_at(1);
+    let id = |at: usize| sent[at].as_ref() == ids[[0, 1, 2, 3, 0, 1][at]].as_bytes();
+    assert!(sent.len() == 6 && (0..6).all(id), "{sent:?}");
+}
+
+#[tokio::test]
+async fn operators_are_answered_by_the_primary() {
+    let cluster = Cluster::start(3, Some(2));
+    let client = client(vec![cluster.address(0)]).await;
+    assert_eq!(client.replication().await.expect("an answer").primary, "n2");
+    assert_eq!(client.waiting(5).await.expect("an answer").total, 5);
+    assert_eq!(client.cancel_waiting(None).await, Ok(7));
+    assert_eq!(client.cancel_waiting(Some(Commit::new().id())).await, Ok(1));
 }

@@ -283,10 +283,60 @@ impl kv_server::Kv for Node {
             })),
         }
     }
+
+    /// Each as it would be alone, but that a node that is not the primary refuses all of them together.
+    async fn commit_batch(
+        &self,
+        request: Request<v1::CommitBatchRequest>,
+    ) -> Result<Response<v1::CommitBatchResponse>, Status> {
+        {
+            let world = self.world().await;
+            if !world.is_primary(self.me) {
+                return Err(world.refusal("a commit").into());
+            }
+        }
+        let mut results = Vec::new();
+        for commit in request.into_inner().commits {
+            let result = match self.commit(Request::new(commit)).await {
+                Ok(committed) => v1::commit_result::Result::Committed(committed.into_inner()),
+                Err(status) => match RpcError::from_status(&status) {
+                    Some(error) => v1::commit_result::Result::Failed(error.into()),
+                    None => return Err(status),
+                },
+            };
+            results.push(v1::CommitResult { result: Some(result) });
+        }
+        Ok(Response::new(v1::CommitBatchResponse { results }))
+    }
 }
 
 #[tonic::async_trait]
 impl cluster_server::Cluster for Node {
+    async fn replication(
+        &self,
+        _: Request<v1::ReplicationRequest>,
+    ) -> Result<Response<v1::ReplicationResponse>, Status> {
+        let world = self.world().await;
+        if world.primary != Some(self.me) {
+            return Err(world.refusal("the state of replication").into());
+        }
+        let primary = world.names[self.me].0.clone();
+        Ok(Response::new(v1::ReplicationResponse { primary, ..v1::ReplicationResponse::default() }))
+    }
+
+    async fn waiting(&self, request: Request<v1::WaitingRequest>) -> Result<Response<v1::WaitingResponse>, Status> {
+        let total = u64::from(request.into_inner().limit);
+        Ok(Response::new(v1::WaitingResponse { total, ..v1::WaitingResponse::default() }))
+    }
+
+    async fn cancel_waiting(
+        &self,
+        request: Request<v1::CancelWaitingRequest>,
+    ) -> Result<Response<v1::CancelWaitingResponse>, Status> {
+        let all = matches!(request.into_inner().which, Some(v1::cancel_waiting_request::Which::All(true)));
+        Ok(Response::new(v1::CancelWaitingResponse { cancelled: if all { 7 } else { 1 } }))
+    }
+
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let world = self.world().await;
         self.asked.send_modify(|count| *count += 1);

@@ -113,6 +113,21 @@ fn it_appends_and_acknowledges_what_is_flushed_once() {
     assert_eq!((receiver.upstream_end(), receiver.upstream_safe()), (at(500), at(30)));
 }
 
+/// Commits at `remote_write` and `remote_apply` wait for it, and the status interval is long.
+#[test]
+fn what_is_written_and_what_is_applied_is_acknowledged_at_once_too() {
+    let mut receiver = open(200);
+    receiver.handle_message(data(100, 100, 200, 0), 1);
+    drain(&mut receiver, 1);
+    receiver.set_positions(at(200), at(100), at(0));
+    assert_eq!(drain(&mut receiver, 1), ["ack 1: 200 100 0"]);
+    receiver.set_positions(at(200), at(200), at(0));
+    assert_eq!(drain(&mut receiver, 1), ["ack 1: 200 200 0"]);
+    receiver.set_positions(at(200), at(200), at(200));
+    assert_eq!(drain(&mut receiver, 1), ["ack 1: 200 200 200"]);
+    assert_eq!(drain(&mut receiver, 2), [""; 0]);
+}
+
 #[test]
 fn it_streams_for_good_once_it_has_had_everything() {
     let mut receiver = open(100);
