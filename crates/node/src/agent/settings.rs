@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use understudy_core::settings::{SETTINGS, Settings};
+use understudy_engine::RetentionSettings;
 use understudy_replication::{ReceiverTiming, SenderSettings};
 
 use super::Agent;
@@ -43,6 +44,17 @@ impl Agent {
         self.upstream.set_sender_settings(sender_settings(settings));
         let timing = receiver_timing(settings);
         self.receiver_timing.send_if_modified(|present| std::mem::replace(present, timing) != timing);
+        self.engine.set_retention(retention(settings));
+        self.engine.set_history_retention(Duration::from_millis(settings.history_retention_ms));
+        self.engine.set_request_id_retention(Duration::from_millis(settings.request_id_retention_ms));
+    }
+}
+
+fn retention(settings: &Settings) -> RetentionSettings {
+    RetentionSettings {
+        wal_keep_size_bytes: settings.wal_keep_size_bytes,
+        max_wal_size_bytes: settings.max_wal_size_bytes,
+        checkpoint_timeout: Duration::from_millis(settings.checkpoint_timeout_ms),
     }
 }
 
@@ -69,5 +81,6 @@ mod tests {
     fn the_defaults_of_the_cluster_are_those_of_the_parts() {
         assert_eq!(sender_settings(&Settings::default()), SenderSettings::default());
         assert_eq!(receiver_timing(&Settings::default()), ReceiverTiming::default());
+        assert_eq!(retention(&Settings::default()), RetentionSettings::default());
     }
 }
