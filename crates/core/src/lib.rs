@@ -11,12 +11,16 @@
 //! | [`reconcile`] | what a node does to get from the role it has to the role it is assigned | every node |
 //! | [`sync`] | the safe LSN, and how the sync-standby list changes | the primary |
 //! | [`confirm`] | whether a majority confirms the primary | the primary |
+//! | [`reading`] | whether a node may answer a read that asks for a position | every node |
+//! | [`staleness`] | how old a node's data may be | every standby |
 
 pub mod command;
 pub mod confirm;
 pub mod election;
 pub mod observation;
 pub mod plan;
+pub mod reading;
 pub mod reconcile;
+pub mod staleness;
 pub mod state;
 pub mod sync;

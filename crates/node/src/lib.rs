@@ -19,6 +19,7 @@ pub mod bootstrap;
 pub mod config;
 pub mod confirmer;
 pub mod convert;
+pub mod freshness;
 pub mod identity;
 pub mod mesh;
 pub mod promises;

@@ -3,6 +3,8 @@
 mod cluster;
 mod health;
 mod kv;
+mod reads;
+mod scan;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use understudy_rpc::v1;
 use understudy_types::limits::COMMIT_BYTES_MAX;
 
 use crate::confirmer::Confirmer;
+use crate::freshness::{Confirmed, Heard};
 use crate::mesh::{Greeting, MeshService};
 use crate::upstream::Upstream;
 use crate::view::NodeView;
@@ -45,6 +48,10 @@ pub struct ServiceParts<G> {
     pub view: watch::Receiver<NodeView>,
     /// For linearizable reads.
     pub confirmer: Confirmer,
+    /// When a majority last confirmed this node, as the primary.
+    pub confirmed: watch::Receiver<Option<Confirmed>>,
+    /// How fresh this node's data is, as a standby.
+    pub heard: Arc<Heard>,
     /// Beats.
     pub mesh: MeshService<G>,
     /// Raft.
@@ -59,8 +66,17 @@ pub struct ServiceParts<G> {
 pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<Result<(), tonic::transport::Error>>) {
     let (health, health_service) = Health::new().await;
     let stop = parts.stop.clone();
+    let history = parts.upstream.history_watch();
     let replication = ReplicationService::new(parts.upstream, parts.stop.clone());
-    let kv = kv::KvService::new(parts.view.clone(), parts.confirmer.clone());
+    let reads = reads::Reads::new(reads::ReadParts {
+        view: parts.view.clone(),
+        history,
+        confirmer: parts.confirmer.clone(),
+        confirmed: parts.confirmed,
+        heard: parts.heard,
+        stop: parts.stop.clone(),
+    });
+    let kv = kv::KvService::new(reads);
     let cluster = cluster::ClusterService::new(parts.view, parts.confirmer);
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
