@@ -234,7 +234,7 @@ impl v1::kv_server::Kv for KvService {
         let wanted = Wanted::of(request.consistency, &request.token, request.at, request.max_staleness_ms)?;
         let place = self.scans.place("the scan")?;
         let point = self.reads.point("the scan", &wanted, deadline).await?;
-        Ok(Response::new(scan::start(point, request, place)))
+        Ok(Response::new(scan::start(point, request, place, scan::IDLE_MAX)))
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {

@@ -351,4 +351,4 @@ fn behind(waiting: Waiting) -> String {
 
 #[cfg(test)]
 #[path = "reads_tests.rs"]
-mod tests;
+pub mod tests;

@@ -1,11 +1,11 @@
 //! Scans: pages of a range, read at one position, one after the other as the client takes them.
 //!
-//! A client that stops reading holds a few pages, and only for [`IDLE_MAX`]: then what is queued is dropped, the scan ends
+//! A client that stops reading holds a few pages, and only for a minute: then what is queued is dropped, the scan ends
 //! with an error, and its place is free for another one. It never ends as if it were complete. A scan survives the promotion
 //! of the standby that it began on: what is visible stays visible.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ const PAGE_ENTRIES_MAX: usize = 1_000;
 /// Keys and values in one message of a scan, in bytes; one entry may go beyond.
 const PAGE_BYTES_MAX: usize = 256 << 10;
 /// A client that takes no page for this long has lost its scan.
-const IDLE_MAX: Duration = Duration::from_secs(60);
+pub const IDLE_MAX: Duration = Duration::from_secs(60);
 
 type Page = Result<v1::ScanResponse, Status>;
 
@@ -68,11 +68,16 @@ impl Stream for Pages {
     }
 }
 
-/// Begins a scan at `point`; `place` is given back at its end.
-pub fn start(point: ReadPoint, request: v1::ScanRequest, place: OwnedSemaphorePermit) -> Pages {
+/// Begins a scan at `point`; `place` is given back at its end. A client that takes no page for `idle_max` loses it.
+pub fn start(
+    point: ReadPoint,
+    request: v1::ScanRequest,
+    place: OwnedSemaphorePermit,
+    idle_max: Duration,
+) -> Pages {
     let (pages, queued) = mpsc::channel(PAGES_QUEUED_MAX);
     let queued = Arc::new(Mutex::new(queued));
-    let out = Out { pages, queued: Arc::downgrade(&queued) };
+    let out = Out { pages, queued: Arc::downgrade(&queued), idle_max };
     tokio::spawn(async move {
         run(point, request, out).await;
         drop(place);
@@ -83,13 +88,14 @@ pub fn start(point: ReadPoint, request: v1::ScanRequest, place: OwnedSemaphorePe
 /// Towards the client.
 struct Out {
     pages: mpsc::Sender<Page>,
-    queued: std::sync::Weak<Mutex<mpsc::Receiver<Page>>>,
+    queued: Weak<Mutex<mpsc::Receiver<Page>>>,
+    idle_max: Duration,
 }
 
 impl Out {
     /// Whether the scan goes on: not when the client has gone, nor when it has not taken a page for long.
     async fn send(&self, page: Page) -> bool {
-        match self.pages.send_timeout(page, IDLE_MAX).await {
+        match self.pages.send_timeout(page, self.idle_max).await {
             Ok(()) => true,
             Err(mpsc::error::SendTimeoutError::Closed(_)) => false,
             Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
@@ -105,9 +111,9 @@ impl Out {
         let mut queued = queued.lock().unwrap_or_else(PoisonError::into_inner);
         while queued.try_recv().is_ok() {}
         let why = format!(
-            "the scan was ended: the client took none of its entries for {} s; go on from the last key that came, with \
+            "the scan was ended: the client took none of its entries for {} ms; go on from the last key that came, with \
              consistency at and the position of the scan",
-            IDLE_MAX.as_secs()
+            self.idle_max.as_millis()
         );
         if self.pages.try_send(Err(Status::aborted(why))).is_err() {
             tracing::debug!("the client of an idle scan is gone");
