@@ -66,7 +66,13 @@ struct Cluster {
 impl Locator {
     pub(crate) fn new(nodes: Nodes) -> Self {
         let trouble = Mutex::new("no node has answered yet".to_owned());
-        Self { nodes, view: watch::Sender::new(View::default()), hunt: Notify::new(), trouble, cluster: Mutex::default() }
+        Self {
+            nodes,
+            view: watch::Sender::new(View::default()),
+            hunt: Notify::new(),
+            trouble,
+            cluster: Mutex::default(),
+        }
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<View> {
@@ -107,7 +113,8 @@ impl Locator {
         if status.system_id.is_empty() {
             return cluster.conflict.is_none();
         }
-        let (first, other) = cluster.first.get_or_insert_with(|| (status.system_id.clone(), address.to_owned())).clone();
+        let (first, other) =
+            cluster.first.get_or_insert_with(|| (status.system_id.clone(), address.to_owned())).clone();
         if first != status.system_id {
             let message = format!(
                 "the endpoints belong to different clusters: {other} to the one with system id {first}, {address} to \

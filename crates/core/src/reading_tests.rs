@@ -64,10 +64,7 @@ fn a_timeline_that_was_never_opened_is_abandoned() {
 fn an_empty_node_is_consistent_and_waits() {
     let none = TimelineHistory::new();
     assert!(is_consistent(&none, at(0, 16)));
-    assert_eq!(
-        judge(&none, at(0, 16), at(1, 20)),
-        Verdict::Wait(Waiting::Timeline { present: TimelineId::NONE })
-    );
+    assert_eq!(judge(&none, at(0, 16), at(1, 20)), Verdict::Wait(Waiting::Timeline { present: TimelineId::NONE }));
 }
 
 /// The dumb way: write every record of the history down, and look whether the asked one is still there and shown.

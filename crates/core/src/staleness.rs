@@ -43,12 +43,7 @@ pub struct Claim {
 impl Claim {
     /// The answer to a beat that was sent at `beat_sent_ms`. None when the age goes back before the clock began: nothing
     /// can be said then.
-    pub fn of_reply(
-        timeline: TimelineId,
-        safe_lsn: Lsn,
-        beat_sent_ms: u64,
-        confirmed_ms_ago: u64,
-    ) -> Option<Self> {
+    pub fn of_reply(timeline: TimelineId, safe_lsn: Lsn, beat_sent_ms: u64, confirmed_ms_ago: u64) -> Option<Self> {
         let as_of_ms = beat_sent_ms.checked_sub(confirmed_ms_ago)?;
         (timeline > TimelineId::NONE).then_some(Self { timeline, safe_lsn, as_of_ms })
     }
@@ -80,9 +75,8 @@ impl Freshness {
     /// As of when the data of a node that shows everything up to `visible` is complete; none when that cannot be told.
     /// Claims on a branch that was left, and those of a timeline that the node has not heard of, do not count.
     pub fn as_of_ms(&self, history: &TimelineHistory, visible: Position) -> Option<u64> {
-        let shown = |claim: &&Claim| {
-            judge(history, visible, Position::new(claim.timeline, claim.safe_lsn)) == Verdict::Covered
-        };
+        let shown =
+            |claim: &&Claim| judge(history, visible, Position::new(claim.timeline, claim.safe_lsn)) == Verdict::Covered;
         self.claims.iter().rev().find(shown).map(|claim| claim.as_of_ms)
     }
 

@@ -33,7 +33,10 @@ pub struct SessionToken {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Too short or too long.
-    #[error("a session token of {bytes} bytes was given, one has {}: hand it back whole, as it came", SessionToken::BYTES)]
+    #[error(
+        "a session token of {bytes} bytes was given, one has {}: hand it back whole, as it came",
+        SessionToken::BYTES
+    )]
     Length {
         /// What was given.
         bytes: usize,

@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
-use understudy_engine::{
-    Commit, CommitError, Condition, InvalidCommit, Precondition, ReadError, UnknownReason,
-};
+use understudy_engine::{Commit, CommitError, Condition, InvalidCommit, Precondition, ReadError, UnknownReason};
 use understudy_rpc::error::{RpcError, UnknownWhy};
 use understudy_rpc::{convert, v1};
 use understudy_types::{Position, TimelineId, limits};

@@ -66,11 +66,15 @@ impl Wanted {
             At => (false, false),
         };
         if token.is_some() && !with_token {
-            return refuse("a session token goes with consistency session or linearizable; leave it out, or ask for session");
+            return refuse(
+                "a session token goes with consistency session or linearizable; leave it out, or ask for session",
+            );
         }
         match max_staleness_ms {
             Some(0) => {
-                return refuse("max_staleness_ms 0 was given, and no standby is ever that fresh: read linearizable instead");
+                return refuse(
+                    "max_staleness_ms 0 was given, and no standby is ever that fresh: read linearizable instead",
+                );
             }
             Some(_) if !bounded => {
                 return refuse("max_staleness_ms goes with consistency eventual or session; leave it out");

@@ -7,7 +7,7 @@ use understudy_rpc::error::Reason;
 use understudy_store::{KeyRange, MemoryStore, PageLimit};
 use understudy_types::{DurabilityLevel, Lsn, NodeId, SegmentSize, SystemId, TimelineSwitch};
 use understudy_wal::Op;
-use understudy_wal::fakes::SimFiles;
+use understudy_wal::files::RealFiles;
 
 use super::*;
 use crate::confirmer::Claim;
@@ -31,6 +31,9 @@ pub struct Node {
     fresh: watch::Sender<Option<Confirmed>>,
     heard: Arc<Heard>,
     stop: CancellationToken,
+    /// Of the other voters: there are none, but the confirmer ends without it.
+    _nobody: tokio::sync::mpsc::Sender<crate::mesh::Answer>,
+    _dir: tempfile::TempDir,
 }
 
 fn timelines(switches: &[(u32, Lsn)]) -> TimelineHistory {
@@ -45,9 +48,10 @@ fn timelines(switches: &[(u32, Lsn)]) -> TimelineHistory {
 impl Node {
     /// A standby that knows of timeline 1.
     pub fn standby() -> Self {
-        let config = EngineConfig { segment_size: SIZE, ..EngineConfig::new("/node", SYSTEM) };
-        let files = Arc::new(SimFiles::new());
-        let engine = Engine::open(config, files, Arc::new(MemoryStore::new()), Arc::new(SystemClock)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let config = EngineConfig { segment_size: SIZE, ..EngineConfig::new(dir.path(), SYSTEM) };
+        let engine =
+            Engine::open(config, Arc::new(RealFiles), Arc::new(MemoryStore::new()), Arc::new(SystemClock)).unwrap();
         let cluster = ClusterState { system_id: SYSTEM, ..ClusterState::default() };
         let view = watch::Sender::new(NodeView {
             me: ME,
@@ -62,9 +66,8 @@ impl Node {
         let history = watch::Sender::new(timelines(&[(1, SIZE.log_start())]));
         let stop = CancellationToken::new();
         let (fresh, confirmed) = watch::channel(None);
-        let (_answers, answers) = tokio::sync::mpsc::channel(1);
+        let (nobody, answers) = tokio::sync::mpsc::channel(1);
         let outgoing = watch::Sender::new(Outgoing::default());
-        // The sender of answers may go: the confirmer of this test confirms itself, or nobody.
         let confirmer = Confirmer::spawn(ME, outgoing, answers, fresh.clone(), stop.clone());
         let heard = Arc::new(Heard::default());
         let reads = Reads::new(ReadParts {
@@ -75,7 +78,18 @@ impl Node {
             heard: Arc::clone(&heard),
             stop: stop.clone(),
         });
-        Self { engine, reads: Arc::new(reads), view, history, confirmer, fresh, heard, stop }
+        Self {
+            engine,
+            reads: Arc::new(reads),
+            view,
+            history,
+            confirmer,
+            fresh,
+            heard,
+            stop,
+            _nobody: nobody,
+            _dir: dir,
+        }
     }
 
     /// A primary of timeline 1 whose flushed commits are safe once [`Node::safe`] is called.
@@ -191,7 +205,10 @@ fn fields_that_contradict_one_another_are_refused() {
 async fn a_session_read_waits_until_the_position_is_visible() {
     let (primary, standby) = (Node::primary(), Node::standby());
     let position = primary.put("k", "v").await;
-    assert_eq!(primary.point(&session(position), SHORT).await.map_err(|error| error.reason), Err(Reason::PositionNotReached));
+    assert_eq!(
+        primary.point(&session(position), SHORT).await.map_err(|error| error.reason),
+        Err(Reason::PositionNotReached)
+    );
     let read = standby.waiting(session(position)).await;
     assert!(!read.is_finished());
     let visible = primary.ship(&standby).await;

@@ -69,12 +69,7 @@ impl Stream for Pages {
 }
 
 /// Begins a scan at `point`; `place` is given back at its end. A client that takes no page for `idle_max` loses it.
-pub fn start(
-    point: ReadPoint,
-    request: v1::ScanRequest,
-    place: OwnedSemaphorePermit,
-    idle_max: Duration,
-) -> Pages {
+pub fn start(point: ReadPoint, request: v1::ScanRequest, place: OwnedSemaphorePermit, idle_max: Duration) -> Pages {
     let (pages, queued) = mpsc::channel(PAGES_QUEUED_MAX);
     let queued = Arc::new(Mutex::new(queued));
     let out = Out { pages, queued: Arc::downgrade(&queued), idle_max };
