@@ -93,7 +93,7 @@ impl Log {
             let record = record.with_context(|| format!("segment {}", self.file_name(segment)))?;
             let commit = match record.record {
                 Record::Commit(commit) => commit,
-                Record::EndOfRecovery { .. } | Record::Filler | Record::Noop => continue,
+                Record::EndOfRecovery { .. } | Record::Filler | Record::Noop | Record::GcHorizon(_) => continue,
             };
             findings.commits += 1;
             let Some(request_id) = commit.request_id else { continue };

@@ -111,11 +111,17 @@ fn apply(shared: &Shared, chunk: &Chunk) -> Result<Position, EngineFailure> {
     for decoded in decoder.decode(chunk.start, &chunk.bytes) {
         let DecodedRecord { start, end, timeline, time_us, record } =
             decoded.map_err(|source| EngineFailure::Damaged { lsn: applied.lsn, source: Arc::new(source) })?;
-        applied = Position::new(timeline, end);
+        let before = std::mem::replace(&mut applied, Position::new(timeline, end));
         match record {
             Record::Commit(commit) => {
                 let (request_id, ops) = (commit.request_id, commit.ops);
                 commits.push(AppliedCommit { start, lsn: end, timeline, time_us, request_id, ops });
+            }
+            Record::GcHorizon(horizon) => {
+                shared.store.apply(&commits, before)?;
+                commits.clear();
+                shared.store.raise_horizon(horizon, applied)?;
+                shared.horizon.send_replace(shared.store.horizon().versions_below);
             }
             Record::EndOfRecovery { .. } | Record::Filler | Record::Noop => {}
         }

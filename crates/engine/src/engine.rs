@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
@@ -112,6 +112,22 @@ impl Engine {
         self.shared().safe.subscribe()
     }
 
+    /// The oldest LSN that can be read at, on this node.
+    pub fn horizon(&self) -> watch::Receiver<Lsn> {
+        self.shared().horizon.subscribe()
+    }
+
+    /// How long the past can be read, from now on: as the primary this node gives up what is older (default 5 minutes). A
+    /// read that takes longer fails, so let it be longer than those.
+    pub fn set_history_retention(&self, retention: Duration) {
+        self.shared().retention.set_history(retention);
+    }
+
+    /// How long a commit can be sent again and is done once, from now on (default 1 hour).
+    pub fn set_request_id_retention(&self, retention: Duration) {
+        self.shared().retention.set_request_ids(retention);
+    }
+
     /// The failure after which the process must exit; none while all is well.
     pub fn failure(&self) -> watch::Receiver<Option<Arc<EngineFailure>>> {
         self.shared().failure.subscribe()
@@ -216,22 +232,29 @@ impl Engine {
         Ok(())
     }
 
-    /// The value of `key` as of `at`, which must be visible. Blocks on reads of the store.
+    /// The value of `key` as of `at`, which must be visible and not below the horizon. Blocks on reads of the store.
     ///
     /// # Errors
-    /// When it is not visible yet, or the store failed.
+    /// When it is not visible yet or not kept any more, or the store failed.
     pub fn get(&self, key: &[u8], at: Lsn) -> Result<Option<VersionedValue>, ReadError> {
         self.check_visible(at)?;
-        Ok(self.shared().store.get(key, at)?)
+        self.shared().check_kept(at)?;
+        let found = self.shared().store.get(key, at)?;
+        self.shared().check_kept(at)?;
+        Ok(found)
     }
 
-    /// A page of the keys of `range` as of `at`, which must be visible. Blocks on reads of the store.
+    /// A page of the keys of `range` as of `at`, which must be visible and not below the horizon. Blocks on reads of the
+    /// store. Each page is checked: a scan that takes longer than history is kept fails, it misses nothing.
     ///
     /// # Errors
-    /// When it is not visible yet, or the store failed.
+    /// When it is not visible yet or not kept any more, or the store failed.
     pub fn scan(&self, range: &KeyRange, at: Lsn, limit: PageLimit) -> Result<ScanPage, ReadError> {
         self.check_visible(at)?;
-        Ok(self.shared().store.scan(range, at, limit)?)
+        self.shared().check_kept(at)?;
+        let page = self.shared().store.scan(range, at, limit)?;
+        self.shared().check_kept(at)?;
+        Ok(page)
     }
 
     fn check_visible(&self, at: Lsn) -> Result<(), ReadError> {

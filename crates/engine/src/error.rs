@@ -102,6 +102,17 @@ pub enum ReadError {
         /// Up to where it is visible.
         visible: Position,
     },
+    /// Asked for a position whose history is given up: it will not come back.
+    #[error(
+        "cannot read at {at}: history is kept for history_retention, and the oldest position that can be read is {horizon}; \
+         read at a later one"
+    )]
+    BelowHorizon {
+        /// The position asked for.
+        at: Lsn,
+        /// The oldest one that can be read.
+        horizon: Lsn,
+    },
     /// The store failed.
     #[error("cannot read the store")]
     Store(#[from] StoreError),

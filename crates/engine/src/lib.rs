@@ -13,6 +13,7 @@
 //! | `roles` | primary, standby, sealed: who may append | the node's agent, one at a time |
 //! | `queue`, `sequencer`, `pending` | ordering commits | the sequencer thread of one timeline |
 //! | `applier` | what is safe becomes visible | the applier thread |
+//! | `gc` | how much of the past is kept | the sequencer thread |
 //! | `waiters` | commits that wait for a position | the applier releases them |
 //!
 //! On every node, in every role, the applier is the only one that writes the store, and it never goes beyond
@@ -28,6 +29,7 @@ mod commit;
 mod config;
 mod engine;
 mod error;
+mod gc;
 mod pending;
 mod queue;
 mod roles;

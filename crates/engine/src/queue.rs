@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use understudy_types::{Lsn, Position};
@@ -14,6 +15,8 @@ const QUEUE_COMMITS_MAX: usize = 65_536;
 /// What a queued commit, and each of its operations and preconditions, costs beside its keys and values: a bound for its
 /// place in queue and index, and for the reads of one batch.
 const OVERHEAD_BYTES: u64 = 64;
+/// How often the sequencer looks up from an empty queue, for what depends on time.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// What the sequencer made of a commit.
 #[derive(Debug)]
@@ -113,12 +116,12 @@ impl CommitQueue {
         Ok(())
     }
 
-    /// Waits for commits and takes up to `bytes_max` of them, at least one; none once the queue is closed.
+    /// Waits for commits and takes up to `bytes_max` of them, at least one; an empty batch when none came for
+    /// [`IDLE_WAIT`]; none once the queue is closed.
     pub(crate) fn take(&self, bytes_max: u64) -> Option<Batch> {
-        let mut state = self.lock();
-        while state.waiting.is_empty() && !state.closed {
-            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        let idle = |state: &mut State| state.waiting.is_empty() && !state.closed;
+        let waited = self.arrived.wait_timeout_while(self.lock(), IDLE_WAIT, idle);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if state.closed {
             return None;
         }

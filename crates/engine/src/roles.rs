@@ -294,7 +294,7 @@ fn rebuild_pending(shared: &Shared) -> Result<Pending, EngineFailure> {
                 decoded.map_err(|source| EngineFailure::Damaged { lsn: chunk.start, source: Arc::new(source) })?;
             match &decoded.record {
                 Record::Commit(commit) => pending.add(Position::new(decoded.timeline, decoded.end), commit),
-                Record::EndOfRecovery { .. } | Record::Filler | Record::Noop => {}
+                Record::EndOfRecovery { .. } | Record::Filler | Record::Noop | Record::GcHorizon(_) => {}
             }
         }
     }

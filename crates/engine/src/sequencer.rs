@@ -18,6 +18,7 @@ use understudy_wal::{Appender, CommitRecord, Record};
 
 use crate::commit::{CommitError, Condition, InvalidCommit, Precondition, UnknownReason};
 use crate::error::EngineFailure;
+use crate::gc::Horizons;
 use crate::pending::Pending;
 use crate::queue::{Ordered, Queued, Reply};
 use crate::session::Session;
@@ -34,6 +35,7 @@ pub(crate) struct Sequencer {
     session: Arc<Session>,
     appender: Appender,
     pending: Pending,
+    horizons: Horizons,
     /// Commit times do not go back within a timeline.
     time_us: i64,
 }
@@ -51,7 +53,9 @@ struct Latest {
 
 impl Sequencer {
     pub(crate) fn new(shared: Arc<Shared>, session: Arc<Session>, appender: Appender, pending: Pending) -> Self {
-        Self { shared, session, appender, pending, time_us: i64::MIN }
+        // What earlier primaries wrote is not covered by any horizon yet, as far as is known here.
+        let horizons = Horizons::new(shared.store.horizon(), appender.next());
+        Self { shared, session, appender, pending, horizons, time_us: i64::MIN }
     }
 
     /// Runs until the session is closed.
@@ -59,6 +63,7 @@ impl Sequencer {
         while let Some(batch) = self.session.queue.take(BATCH_BYTES_MAX) {
             let charge = batch.charge();
             let (answers, failure) = self.order(batch.commits);
+            let failure = failure.or_else(|| self.keep_horizon().err().map(EngineFailure::from));
             // Before the answers: who was answered does not find his own commit counted twice.
             self.session.queue.settled(charge);
             for (reply, answer) in answers {
@@ -105,6 +110,20 @@ impl Sequencer {
             answers.iter_mut().for_each(|(_, answer)| unknown_if_appended(answer));
         }
         (answers, failure)
+    }
+
+    /// Gives up what is old enough, when it is time for it.
+    fn keep_horizon(&mut self) -> Result<(), understudy_wal::WalError> {
+        let (now, visible) = (self.shared.clock.monotonic(), self.shared.visible_now().lsn);
+        if self.session.closed().is_some() {
+            return Ok(());
+        }
+        let Some(horizon) = self.horizons.next(now, visible, &self.shared.retention) else { return Ok(()) };
+        let start = self.appender.next();
+        let mut bytes = BytesMut::new();
+        let record = Record::GcHorizon(horizon);
+        self.appender.append(&mut bytes, &record, self.time_us).expect("a horizon record fits into a segment");
+        self.append(start, bytes)
     }
 
     fn append(&self, start: Lsn, bytes: BytesMut) -> Result<(), understudy_wal::WalError> {
@@ -155,6 +174,7 @@ impl Sequencer {
         let position = Position::new(self.session.timeline, end);
         if let Record::Commit(commit) = &record {
             self.pending.add(position, commit);
+            self.horizons.note_commit(end);
         }
         Ok(Ok(Ordered::Appended(position)))
     }

@@ -13,7 +13,8 @@ use understudy_wal::{Wal, WalReader};
 use crate::clock::Clock;
 use crate::commit::UnknownReason;
 use crate::config::EngineConfig;
-use crate::error::EngineFailure;
+use crate::error::{EngineFailure, ReadError};
+use crate::gc::Retention;
 use crate::roles::{Role, RoleState};
 use crate::session::Session;
 
@@ -30,6 +31,10 @@ pub(crate) struct Shared {
     session: RwLock<Option<Arc<Session>>>,
     /// Up to where what the applier did is published; changed by it alone.
     pub visible: watch::Sender<Position>,
+    /// Below it nothing is read; changed by the applier alone.
+    pub horizon: watch::Sender<Lsn>,
+    /// What the horizon is to be, on the primary.
+    pub retention: Retention,
     /// Up to where a failover cannot take anything back.
     pub safe: watch::Sender<Lsn>,
     /// Whether the safe LSN may move: not on a sealed node.
@@ -53,6 +58,7 @@ impl Shared {
         visible: Position,
     ) -> Self {
         let reader = wal.reader(visible.lsn);
+        let horizon = store.horizon().versions_below;
         Self {
             config,
             wal,
@@ -62,6 +68,8 @@ impl Shared {
             reader: Mutex::new(reader),
             session: RwLock::new(None),
             visible: watch::Sender::new(visible),
+            horizon: watch::Sender::new(horizon),
+            retention: Retention::default(),
             safe: watch::Sender::new(visible.lsn),
             safe_gate: Mutex::new(true),
             confirmed_until: watch::Sender::new(None),
@@ -102,6 +110,13 @@ impl Shared {
         if let Some(session) = self.session() {
             session.visible.release(visible.lsn);
         }
+    }
+
+    /// Refuses a read below the horizon. To be asked after the read too: the store may have dropped versions meanwhile, and
+    /// has raised its horizon before it did.
+    pub(crate) fn check_kept(&self, at: Lsn) -> Result<(), ReadError> {
+        let horizon = self.store.horizon().versions_below;
+        if at < horizon { Err(ReadError::BelowHorizon { at, horizon }) } else { Ok(()) }
     }
 
     fn wake_threads(&self) {

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::*;
 use understudy_engine::{Commit, Engine, EngineConfig, SystemClock};
@@ -32,6 +33,8 @@ fn open(dir: &Path) -> Engine {
     let end = engine.wal().end().lsn;
     engine.open_primary(&history(&[switches, vec![(next, end)]].concat()), end).unwrap();
     confirm(&engine);
+    // Horizons all the time: the kills hit those too.
+    engine.set_history_retention(Duration::from_millis(50));
     engine
 }
 

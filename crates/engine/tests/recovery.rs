@@ -81,6 +81,10 @@ fn assert_replay(engine: &Engine, store: &MemoryStore) {
         for record in decoder.decode(chunk.start, &chunk.bytes) {
             let record = record.unwrap();
             let position = Position::new(record.timeline, record.end);
+            if let understudy_wal::Record::GcHorizon(horizon) = record.record {
+                replayed.raise_horizon(horizon, position).unwrap();
+                continue;
+            }
             let commits: Vec<_> = match record.record {
                 understudy_wal::Record::Commit(commit) => vec![AppliedCommit {
                     start: record.start,
@@ -92,7 +96,8 @@ fn assert_replay(engine: &Engine, store: &MemoryStore) {
                 }],
                 understudy_wal::Record::EndOfRecovery { .. }
                 | understudy_wal::Record::Filler
-                | understudy_wal::Record::Noop => Vec::new(),
+                | understudy_wal::Record::Noop
+                | understudy_wal::Record::GcHorizon(_) => Vec::new(),
             };
             replayed.apply(&commits, position).unwrap();
         }

@@ -4,10 +4,11 @@
 //! sees the versions whose commit ends at or below it: as long as the caller stays at or below an applied
 //! position that it was told of, the answer never changes, so reads need no snapshot and no lock.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use understudy_types::{Lsn, Position, RequestId, SystemId, TimelineId};
+use understudy_wal::GcHorizon;
 use understudy_wal::record::Op;
 
 /// A commit record of the log, ready to be applied.
@@ -82,6 +83,18 @@ pub struct ScanPage {
     pub next: Option<Bytes>,
 }
 
+/// A file of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointFile {
+    /// Within the checkpoint's directory.
+    pub name: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// Whether a file of this name and size has the same content in every checkpoint of the same store: a
+    /// checksum of it may be kept. Two stores give the same names to different content.
+    pub immutable: bool,
+}
+
 /// A store failed, or was asked for what it cannot do.
 ///
 /// What to do: [`StoreError::Rocks`] and [`StoreError::Corrupt`] crash the node (recovery starts over from
@@ -129,6 +142,33 @@ pub enum StoreError {
         /// Who asks.
         expected: SystemId,
     },
+    /// A checkpoint is made in a directory of its own.
+    #[error("cannot make a checkpoint in {path}: it is there already; remove it, or name another directory")]
+    CheckpointExists {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// The store lies in memory.
+    #[error("cannot make a checkpoint: this store has no files")]
+    NoFiles,
+    /// A checkpoint's directory cannot be read.
+    #[error("cannot list the files of the checkpoint {path}")]
+    List {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store's own thread could not be started.
+    #[error("store {path}: cannot start its thread")]
+    Thread {
+        /// Where the store lies.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// Commits were handed over that do not continue the applied position in the order of their LSNs.
     #[error("cannot apply a commit that ends at {lsn} and move to {to}: the store has applied up to {applied}")]
     OutOfOrder {
@@ -159,6 +199,16 @@ pub fn check_order(applied: Position, commits: &[AppliedCommit], to: Position) -
     Ok(())
 }
 
+/// A horizon that was applied at `applied`, on top of the `present` one.
+pub(crate) fn raised(present: GcHorizon, to: GcHorizon, applied: Position) -> GcHorizon {
+    // No primary gives up what nobody has seen. If one did, the present state would still be read.
+    let bounded = GcHorizon {
+        versions_below: to.versions_below.min(applied.lsn),
+        requests_below: to.requests_below.min(applied.lsn),
+    };
+    present.max(bounded)
+}
+
 /// Versions of keys, request ids and the applied position.
 pub trait Store: Send + Sync + 'static {
     /// Up to where the log has been applied; the default position when nothing was. What lies above
@@ -178,6 +228,17 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::OutOfOrder`]; or the store failed, and must not be used any more.
     fn apply(&self, commits: &[AppliedCommit], applied: Position) -> Result<(), StoreError>;
 
+    /// Applies a horizon record, which ends at `applied`: gives up what lies below it, durable in one with the applied
+    /// position. The horizon never goes back, and never beyond `applied`.
+    ///
+    /// # Errors
+    /// As of [`Store::apply`].
+    fn raise_horizon(&self, horizon: GcHorizon, applied: Position) -> Result<(), StoreError>;
+
+    /// What has been given up. A read below `versions_below` may miss versions at any moment: whoever reads compares after
+    /// the read. At or above it reads are whole.
+    fn horizon(&self) -> GcHorizon;
+
     /// The value of `key` as of `at`; none when it had none.
     ///
     /// # Errors
@@ -191,7 +252,8 @@ pub trait Store: Send + Sync + 'static {
     /// When it cannot be read.
     fn scan(&self, range: &KeyRange, at: Lsn, limit: PageLimit) -> Result<ScanPage, StoreError>;
 
-    /// The commit that was made under a request id; none when none was applied.
+    /// The commit that was made under a request id; none when none was applied, or the last one ends below the
+    /// horizon.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -202,4 +264,12 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// When it cannot be written.
     fn flush(&self) -> Result<Position, StoreError>;
+
+    /// Makes a copy of the store in `dir`, which must not be there, while commits go on; hard links, so that it costs
+    /// little and pins space until it is removed. Returns the applied position that the copy holds: opened as a
+    /// store it is the replay up to there. When it fails it leaves nothing.
+    ///
+    /// # Errors
+    /// When `dir` is there, the store has no files, or they cannot be written.
+    fn checkpoint(&self, dir: &Path) -> Result<Position, StoreError>;
 }

@@ -17,7 +17,8 @@ pub mod memory;
 pub mod rocks;
 
 pub use api::{
-    AppliedCommit, KeyRange, PageLimit, ScanEntry, ScanPage, Store, StoreError, VersionedValue, check_order,
+    AppliedCommit, CheckpointFile, KeyRange, PageLimit, ScanEntry, ScanPage, Store, StoreError, VersionedValue,
+    check_order,
 };
 pub use memory::MemoryStore;
-pub use rocks::{RocksConfig, RocksStore};
+pub use rocks::{RocksConfig, RocksStore, checkpoint_files};

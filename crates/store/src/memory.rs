@@ -6,14 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use understudy_types::{Lsn, Position, RequestId, TimelineId};
+use understudy_wal::GcHorizon;
 use understudy_wal::record::Op;
 
 use crate::api::{
-    AppliedCommit, KeyRange, PageLimit, ScanEntry, ScanPage, Store, StoreError, VersionedValue, check_order,
+    AppliedCommit, KeyRange, PageLimit, ScanEntry, ScanPage, Store, StoreError, VersionedValue, check_order, raised,
 };
 
 /// A version: none for a deletion.
@@ -26,6 +28,7 @@ struct Version {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Content {
     applied: Position,
+    horizon: GcHorizon,
     versions: BTreeMap<Bytes, BTreeMap<Lsn, Version>>,
     requests: BTreeMap<RequestId, BTreeMap<Lsn, TimelineId>>,
 }
@@ -86,6 +89,23 @@ impl Content {
             self.requests.entry(id).or_default().insert(commit.lsn, commit.timeline);
         }
     }
+
+    /// Drops at once what RocksDB drops sooner or later.
+    fn collect(&mut self) {
+        let GcHorizon { versions_below, requests_below } = self.horizon;
+        self.versions.retain(|_, versions| {
+            let kept =
+                versions.range(..=versions_below).next_back().map(|(lsn, version)| (*lsn, version.value.is_some()));
+            if let Some((newest, is_put)) = kept {
+                versions.retain(|lsn, _| *lsn > newest || (*lsn == newest && is_put));
+            }
+            !versions.is_empty()
+        });
+        self.requests.retain(|_, made| {
+            made.retain(|lsn, _| *lsn >= requests_below);
+            !made.is_empty()
+        });
+    }
 }
 
 impl Store for MemoryStore {
@@ -105,6 +125,19 @@ impl Store for MemoryStore {
         }
         both.live.applied = applied;
         Ok(())
+    }
+
+    fn raise_horizon(&self, horizon: GcHorizon, applied: Position) -> Result<(), StoreError> {
+        let mut both = self.lock();
+        check_order(both.live.applied, &[], applied)?;
+        both.live.horizon = raised(both.live.horizon, horizon, applied);
+        both.live.collect();
+        both.live.applied = applied;
+        Ok(())
+    }
+
+    fn horizon(&self) -> GcHorizon {
+        self.lock().live.horizon
     }
 
     fn get(&self, key: &[u8], at: Lsn) -> Result<Option<VersionedValue>, StoreError> {
@@ -143,5 +176,9 @@ impl Store for MemoryStore {
         let mut both = self.lock();
         both.durable = both.live.clone();
         Ok(both.durable.applied)
+    }
+
+    fn checkpoint(&self, _dir: &Path) -> Result<Position, StoreError> {
+        Err(StoreError::NoFiles)
     }
 }

@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends by a panic")]
 
-use std::path::Path;
+mod common;
 
 use bytes::Bytes;
+use common::*;
 use proptest::prelude::*;
 use understudy_store::{
     AppliedCommit, KeyRange, MemoryStore, PageLimit, RocksConfig, RocksStore, ScanEntry, Store, StoreError,
@@ -12,60 +13,8 @@ use understudy_store::{
 use understudy_types::{Lsn, Position, RequestId, SystemId, TimelineId};
 use understudy_wal::record::Op;
 
-const SYSTEM: SystemId = SystemId::new(7);
-
-fn open(dir: &Path) -> RocksStore {
-    let config =
-        RocksConfig { block_cache_bytes: 1 << 20, write_buffer_bytes: 4 << 20, ..RocksConfig::new(dir, SYSTEM) };
-    RocksStore::open(&config).unwrap()
-}
-
-fn put(key: &[u8], value: &[u8]) -> Op {
-    Op::Put { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value) }
-}
-
-fn delete(key: &[u8]) -> Op {
-    Op::Delete { key: Bytes::copy_from_slice(key) }
-}
-
-fn commit(lsn: u64, ops: Vec<Op>) -> AppliedCommit {
-    let (start, lsn) = (Lsn::new(lsn - 1), Lsn::new(lsn));
-    AppliedCommit { start, lsn, timeline: TimelineId::FIRST, time_us: 5, request_id: None, ops }
-}
-
-fn apply(store: &dyn Store, commits: &[AppliedCommit]) {
-    let applied = commits.last().map_or(store.applied(), AppliedCommit::position);
-    store.apply(commits, applied).unwrap();
-}
-
-/// The whole of a scan, page by page.
-fn scan_all(store: &dyn Store, range: &KeyRange, at: Lsn, limit: PageLimit) -> Vec<ScanEntry> {
-    let (mut range, mut entries) = (range.clone(), Vec::new());
-    loop {
-        let page = store.scan(&range, at, limit).unwrap();
-        assert!(page.entries.len() <= limit.entries_max.max(1));
-        let bytes: usize = page.entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum();
-        assert!(bytes <= limit.bytes_max || page.entries.len() == 1);
-        entries.extend(page.entries);
-        match page.next {
-            Some(next) => range.start = next,
-            None => return entries,
-        }
-    }
-}
-
 fn keys(entries: &[ScanEntry]) -> Vec<&[u8]> {
     entries.iter().map(|entry| &entry.key[..]).collect()
-}
-
-/// What a kill -9 leaves: RocksDB would flush when it is closed in order.
-fn copy_of_files(dir: &Path) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-    }
-    copy
 }
 
 #[derive(Debug, Clone)]

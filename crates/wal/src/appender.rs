@@ -97,7 +97,7 @@ impl Appender {
         let kind = record.kind();
         let padding = match record {
             Record::Filler => 0,
-            Record::Commit(_) | Record::EndOfRecovery { .. } | Record::Noop => {
+            Record::Commit(_) | Record::EndOfRecovery { .. } | Record::Noop | Record::GcHorizon(_) => {
                 total - RECORD_HEADER_BYTES - record.body_bytes()
             }
         };

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use understudy_types::TimelineHistory;
 
 use super::*;
+use crate::GcHorizon;
 use crate::appender::Appender;
 use crate::max_commit_bytes;
 use crate::tests::{SYSTEM, TIME_US, commit, history, request_commit};
@@ -152,7 +153,9 @@ fn the_largest_commit_fills_a_segment_and_one_byte_more_is_refused() {
 #[test]
 fn every_kind_decodes() {
     let size = SegmentSize::MIN;
-    let records = [Record::EndOfRecovery { previous: TimelineId::new(6) }, Record::Noop, request_commit(9)];
+    let horizon = GcHorizon { versions_below: Lsn::new(8), requests_below: Lsn::new(16) };
+    let end_of_recovery = Record::EndOfRecovery { previous: TimelineId::new(6) };
+    let records = [end_of_recovery, Record::Noop, request_commit(9), Record::GcHorizon(horizon)];
     let mut appender = Appender::new(SYSTEM, size, TimelineId::FIRST, size.log_start());
     let mut out = BytesMut::new();
     for record in &records {

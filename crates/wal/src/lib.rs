@@ -46,7 +46,7 @@ pub use error::WalError;
 pub use files::{File, Files, RealFiles, read_file, replace_file};
 pub use offline::OfflineLog;
 pub use reader::{Chunk, WalReader};
-pub use record::{CommitRecord, Op, Record};
+pub use record::{CommitRecord, GcHorizon, Op, Record};
 pub use recovery::{Recovery, Truncated};
 pub use wal::{Wal, WalConfig};
 

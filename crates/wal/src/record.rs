@@ -4,7 +4,7 @@
 //! offset  bytes  what
 //!      0      4  total length in bytes: this header, the body and the padding; a multiple of 8
 //!      4      4  CRC32C, see below
-//!      8      1  kind: 1 commit, 2 end of recovery, 3 filler, 4 no-op
+//!      8      1  kind: 1 commit, 2 end of recovery, 3 filler, 4 no-op, 5 GC horizon
 //!      9      1  flags, zero
 //!     10      1  padding: how many of the last bytes are padding, at most 23
 //!     11      5  zeros
@@ -31,6 +31,8 @@
 //! end of recovery   4  the timeline before
 //! filler               zeros to the end of the segment
 //! no-op                nothing
+//! GC horizon        8  versions that a newer one shadows at or below this LSN may go, and nothing is read below it
+//!                   8  request ids of commits that end below this LSN are forgotten
 //! ```
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -48,6 +50,7 @@ const OP_DELETE: u8 = 2;
 /// A delete of an empty key: kind and key length.
 const OP_BYTES_MIN: usize = 5;
 const COMMIT_HEAD_BYTES: usize = 8;
+const GC_HORIZON_BYTES: usize = 16;
 
 /// One write of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +102,28 @@ impl CommitRecord {
     }
 }
 
+/// How much of the past is kept. Every node that has applied it answers no read below `versions_below`, whether it
+/// has dropped versions or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GcHorizon {
+    /// The oldest LSN that can be read at: of the versions at or below it only the newest of each key is kept. Invalid
+    /// for everything.
+    pub versions_below: Lsn,
+    /// Request ids of commits that end below it are not known any more. Invalid for none.
+    pub requests_below: Lsn,
+}
+
+impl GcHorizon {
+    /// The higher one of both, in each part: a horizon never goes back.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            versions_below: self.versions_below.max(other.versions_below),
+            requests_below: self.requests_below.max(other.requests_below),
+        }
+    }
+}
+
 /// What a record says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
@@ -113,6 +138,8 @@ pub enum Record {
     Filler,
     /// Nothing; it only makes the log longer.
     Noop,
+    /// History below it is given up.
+    GcHorizon(GcHorizon),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,11 +148,14 @@ pub(crate) enum Kind {
     EndOfRecovery = 2,
     Filler = 3,
     Noop = 4,
+    GcHorizon = 5,
 }
 
 impl Kind {
+    pub(crate) const ALL: [Self; 5] = [Self::Commit, Self::EndOfRecovery, Self::Filler, Self::Noop, Self::GcHorizon];
+
     fn parse(kind: u8) -> Option<Self> {
-        [Self::Commit, Self::EndOfRecovery, Self::Filler, Self::Noop].into_iter().find(|known| *known as u8 == kind)
+        Self::ALL.into_iter().find(|known| *known as u8 == kind)
     }
 }
 
@@ -136,6 +166,7 @@ impl Record {
             Record::EndOfRecovery { .. } => Kind::EndOfRecovery,
             Record::Filler => Kind::Filler,
             Record::Noop => Kind::Noop,
+            Record::GcHorizon(_) => Kind::GcHorizon,
         }
     }
 
@@ -145,6 +176,7 @@ impl Record {
             Record::Commit(commit) => commit.encoded_bytes(),
             Record::EndOfRecovery { .. } => 4,
             Record::Filler | Record::Noop => 0,
+            Record::GcHorizon(_) => GC_HORIZON_BYTES as u64,
         }
     }
 
@@ -153,6 +185,10 @@ impl Record {
             Record::Commit(commit) => encode_commit(commit, out),
             Record::EndOfRecovery { previous } => out.put_u32_le(previous.get()),
             Record::Filler | Record::Noop => {}
+            Record::GcHorizon(horizon) => {
+                out.put_u64_le(horizon.versions_below.get());
+                out.put_u64_le(horizon.requests_below.get());
+            }
         }
     }
 
@@ -167,6 +203,11 @@ impl Record {
             Kind::Filler => Ok(Record::Filler),
             Kind::Noop if body.is_empty() => Ok(Record::Noop),
             Kind::Noop => Err("a no-op record with a body"),
+            Kind::GcHorizon if body.len() == GC_HORIZON_BYTES => Ok(Record::GcHorizon(GcHorizon {
+                versions_below: Lsn::new(u64_at(&body, 0)),
+                requests_below: Lsn::new(u64_at(&body, 8)),
+            })),
+            Kind::GcHorizon => Err("a GC horizon record whose body is not 16 bytes long"),
         }
     }
 }
@@ -284,7 +325,7 @@ impl RecordHeader {
             return Err((expected, total.to_string()));
         }
         let Some(kind) = Kind::parse(bytes[8]) else {
-            return Err(("a record of kind 1 to 4".to_owned(), format!("kind {}", bytes[8])));
+            return Err(("a record of kind 1 to 5".to_owned(), format!("kind {}", bytes[8])));
         };
         if bytes[9] != 0 || bytes[11..16].iter().any(|byte| *byte != 0) {
             return Err(("zeros in the reserved fields".to_owned(), format!("{:02x?}", &bytes[8..16])));
@@ -300,7 +341,7 @@ impl RecordHeader {
     pub(crate) fn checksum(kind: Kind, record: &[u8], start: Lsn, timeline: TimelineId) -> u32 {
         let covered = match kind {
             Kind::Filler => &record[8..RECORD_HEADER_BYTES as usize],
-            Kind::Commit | Kind::EndOfRecovery | Kind::Noop => &record[8..],
+            Kind::Commit | Kind::EndOfRecovery | Kind::Noop | Kind::GcHorizon => &record[8..],
         };
         let crc = crc32c::crc32c(&record[0..4]);
         let crc = crc32c::crc32c_append(crc, covered);

@@ -36,8 +36,34 @@ fn the_bytes_are_those_of_the_fixtures() {
         .expect("fits");
     assert_eq!(out[..40], fixture(include_str!("../fixtures/filler-v1.hex")));
 
+    let mut appender = Appender::new(system_id, size, timeline, size.log_start());
+    let mut out = BytesMut::new();
+    appender.append(&mut out, &Record::GcHorizon(horizon()), 1_700_000_000_000_002).expect("fits");
+    assert_eq!(out[64..], fixture(include_str!("../fixtures/gc-horizon-v1.hex")));
+
     let header = SegmentHeader { system_id, timeline, segment: SegmentNo::new(7), segment_size: size };
     assert_eq!(header.encode().to_vec(), fixture(include_str!("../fixtures/segment-header-v1.hex")));
+}
+
+fn horizon() -> GcHorizon {
+    GcHorizon { versions_below: Lsn::new(0x0123_4567_89ab_cde8), requests_below: Lsn::new(0x100_0040) }
+}
+
+#[test]
+fn a_horizon_decodes_to_itself_and_at_its_length_alone() {
+    let mut body = BytesMut::new();
+    Record::GcHorizon(horizon()).encode_body(&mut body);
+    let body = body.freeze();
+    assert_eq!(Record::decode(Kind::GcHorizon, body.clone()), Ok(Record::GcHorizon(horizon())));
+    assert!(Record::decode(Kind::GcHorizon, body.slice(..15)).is_err());
+    assert!(Record::decode(Kind::GcHorizon, [&body[..], b"0"].concat().into()).is_err());
+}
+
+#[test]
+fn a_horizon_never_goes_back_in_either_part() {
+    let at = |versions, requests| GcHorizon { versions_below: Lsn::new(versions), requests_below: Lsn::new(requests) };
+    assert_eq!(at(8, 1).max(at(5, 3)), at(8, 3));
+    assert_eq!(at(5, 3).max(at(8, 1)), at(8, 3));
 }
 
 fn delete(bytes: usize) -> Op {
@@ -78,7 +104,7 @@ proptest! {
 
     #[test]
     fn no_bytes_make_the_decoder_panic_or_take_memory(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
-        for kind in [Kind::Commit, Kind::EndOfRecovery, Kind::Filler, Kind::Noop] {
+        for kind in Kind::ALL {
             if let Ok(Record::Commit(commit)) = Record::decode(kind, Bytes::from(bytes.clone())) {
                 prop_assert!(commit.ops.capacity() <= bytes.len());
             }

@@ -13,8 +13,8 @@ use understudy_engine::{
 use understudy_store::{AppliedCommit, KeyRange, MemoryStore, PageLimit, ScanPage, Store, StoreError, VersionedValue};
 use understudy_types::TimelineSwitch;
 use understudy_types::{DurabilityLevel, Lsn, Position, RequestId, SegmentSize, SystemId, TimelineHistory, TimelineId};
-use understudy_wal::Op;
 use understudy_wal::fakes::SimFiles;
+use understudy_wal::{GcHorizon, Op};
 
 pub const SYSTEM: SystemId = SystemId::new(7);
 pub const SIZE: SegmentSize = SegmentSize::MIN;
@@ -46,7 +46,15 @@ impl Disk {
 
     /// Calls `before_apply` with every position that the applier is about to move the store to.
     pub fn open_watched(&self, before_apply: impl Fn(Position) + Send + Sync + 'static) -> Engine {
-        let store = WatchedStore { inner: Arc::clone(&self.store), before_apply: Box::new(before_apply) };
+        let (inner, before_read) = (Arc::clone(&self.store), Box::new(|| ()));
+        let store = WatchedStore { inner, before_apply: Box::new(before_apply), before_read };
+        self.open_with(config(), Arc::new(store)).unwrap()
+    }
+
+    /// Calls `before_read` when the store is about to be read.
+    pub fn open_read_watched(&self, before_read: impl Fn() + Send + Sync + 'static) -> Engine {
+        let (inner, before_apply) = (Arc::clone(&self.store), Box::new(|_| ()));
+        let store = WatchedStore { inner, before_apply, before_read: Box::new(before_read) };
         self.open_with(config(), Arc::new(store)).unwrap()
     }
 
@@ -73,6 +81,7 @@ impl Disk {
 struct WatchedStore {
     inner: Arc<MemoryStore>,
     before_apply: Box<dyn Fn(Position) + Send + Sync>,
+    before_read: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Store for WatchedStore {
@@ -89,11 +98,22 @@ impl Store for WatchedStore {
         self.inner.apply(commits, applied)
     }
 
+    fn raise_horizon(&self, horizon: GcHorizon, applied: Position) -> Result<(), StoreError> {
+        (self.before_apply)(applied);
+        self.inner.raise_horizon(horizon, applied)
+    }
+
+    fn horizon(&self) -> GcHorizon {
+        self.inner.horizon()
+    }
+
     fn get(&self, key: &[u8], at: Lsn) -> Result<Option<VersionedValue>, StoreError> {
+        (self.before_read)();
         self.inner.get(key, at)
     }
 
     fn scan(&self, range: &KeyRange, at: Lsn, limit: PageLimit) -> Result<ScanPage, StoreError> {
+        (self.before_read)();
         self.inner.scan(range, at, limit)
     }
 
@@ -103,6 +123,10 @@ impl Store for WatchedStore {
 
     fn flush(&self) -> Result<Position, StoreError> {
         self.inner.flush()
+    }
+
+    fn checkpoint(&self, dir: &std::path::Path) -> Result<Position, StoreError> {
+        self.inner.checkpoint(dir)
     }
 }
 

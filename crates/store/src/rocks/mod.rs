@@ -9,26 +9,36 @@
 //! data      encoded user key | complement of the LSN  ->  tag (1 put, 0 deletion) | timeline u32 LE | value
 //! requests  request id       | complement of the LSN  ->  timeline u32 LE | commit time i64 LE, microseconds
 //! meta      "applied"                                 ->  LSN u64 LE | timeline u32 LE
+//!           "horizon"                                 ->  versions below u64 LE | requests below u64 LE
 //!           "format"                                  ->  version u32 LE | system id u64 LE
 //! ```
 
+mod checkpoint;
+mod collect;
 mod options;
+mod sweeper;
 
-use std::path::PathBuf;
+pub use checkpoint::checkpoint_files;
+
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use rocksdb::{BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch};
 use understudy_types::{Lsn, Position, RequestId, SystemId, TimelineId};
+use understudy_wal::GcHorizon;
 use understudy_wal::record::Op;
 
+use self::collect::Collection;
+use self::sweeper::Sweeper;
 use crate::api::{
-    AppliedCommit, KeyRange, PageLimit, ScanEntry, ScanPage, Store, StoreError, VersionedValue, check_order,
+    AppliedCommit, KeyRange, PageLimit, ScanEntry, ScanPage, Store, StoreError, VersionedValue, check_order, raised,
 };
 use crate::key;
 
 const FORMAT_VERSION: u32 = 1;
 const META_APPLIED: &[u8] = b"applied";
+const META_HORIZON: &[u8] = b"horizon";
 const META_FORMAT: &[u8] = b"format";
 const TAG_DELETION: u8 = 0;
 const TAG_PUT: u8 = 1;
@@ -59,8 +69,11 @@ impl RocksConfig {
 
 /// A store on disk.
 pub struct RocksStore {
-    db: DB,
+    /// There as soon as the store is open.
+    _sweeper: Option<Sweeper>,
+    db: Arc<DB>,
     dir: PathBuf,
+    collection: Arc<Collection>,
     /// Held while a batch is written: batches follow one another.
     applied: Mutex<Position>,
 }
@@ -83,12 +96,20 @@ impl RocksStore {
     /// When the directory cannot be used, is in use, or holds another format or cluster.
     pub fn open(config: &RocksConfig) -> Result<Self, StoreError> {
         let dir = config.dir.clone();
-        let db = DB::open_cf_descriptors(&options::database(config), &dir, options::column_families(config))
+        let collection = Arc::new(Collection::default());
+        let families = options::column_families(config, &collection);
+        let db = DB::open_cf_descriptors(&options::database(config), &dir, families)
             .map_err(|source| StoreError::Rocks { path: dir.clone(), action: "be opened", source })?;
-        let store = Self { db, dir, applied: Mutex::new(Position::default()) };
+        let db = Arc::new(db);
+        let mut store = Self { _sweeper: None, db, dir, collection, applied: Mutex::new(Position::default()) };
         store.check_format(config.system_id)?;
+        store.collection.applied.raise(store.read_horizon(ReadTier::All)?);
+        store.refresh_durable_horizon()?;
         let applied = store.read_applied(ReadTier::All)?;
         *store.applied_lock() = applied;
+        let sweeper = Sweeper::start(&store.db, &store.collection)
+            .map_err(|source| StoreError::Thread { path: store.dir.clone(), source })?;
+        store._sweeper = Some(sweeper);
         Ok(store)
     }
 
@@ -126,6 +147,29 @@ impl RocksStore {
             .map_err(self.failed("read its applied position"))?;
         let Some(stored) = stored else { return Ok(Position::default()) };
         decode_position(&stored).ok_or_else(|| self.corrupt("the applied position"))
+    }
+
+    fn read_horizon(&self, tier: ReadTier) -> Result<GcHorizon, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(tier);
+        let stored = self
+            .db
+            .get_cf_opt(&self.family(options::META), META_HORIZON, &options)
+            .map_err(self.failed("read its horizon"))?;
+        let Some(stored) = stored else { return Ok(GcHorizon::default()) };
+        decode_horizon(&stored).ok_or_else(|| self.corrupt("the horizon"))
+    }
+
+    /// What is dropped from now on: RocksDB flushes by itself too, so this is read back rather than known.
+    fn refresh_durable_horizon(&self) -> Result<(), StoreError> {
+        self.collection.raise_durable(self.read_horizon(ReadTier::Persisted)?);
+        Ok(())
+    }
+
+    /// Rewrites all table files, and gives back the space of what lies below the durable horizon. Blocks for as long as
+    /// that takes; reads and commits go on.
+    pub fn compact(&self) {
+        sweeper::compact(&self.db);
     }
 
     fn family(&self, name: &'static str) -> Arc<BoundColumnFamily<'_>> {
@@ -196,6 +240,17 @@ fn decode_position(stored: &[u8]) -> Option<Position> {
     Some(Position::new(TimelineId::new(u32::from_le_bytes(timeline)), Lsn::new(u64::from_le_bytes(*lsn))))
 }
 
+fn encode_horizon(horizon: GcHorizon) -> Vec<u8> {
+    [horizon.versions_below.get().to_le_bytes(), horizon.requests_below.get().to_le_bytes()].concat()
+}
+
+fn decode_horizon(stored: &[u8]) -> Option<GcHorizon> {
+    let (versions, requests) = stored.split_first_chunk::<8>()?;
+    let requests: [u8; 8] = requests.try_into().ok()?;
+    let lsn = |bytes| Lsn::new(u64::from_le_bytes(bytes));
+    Some(GcHorizon { versions_below: lsn(*versions), requests_below: lsn(requests) })
+}
+
 fn encode_value(tag: u8, timeline: TimelineId, value: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(5 + value.len());
     out.push(tag);
@@ -237,6 +292,25 @@ impl Store for RocksStore {
         self.db.write_without_wal(batch).map_err(self.failed("apply commits"))?;
         *present = applied;
         Ok(())
+    }
+
+    fn raise_horizon(&self, horizon: GcHorizon, applied: Position) -> Result<(), StoreError> {
+        let mut present = self.applied_lock();
+        check_order(*present, &[], applied)?;
+        let horizon = raised(self.horizon(), horizon, applied);
+        let meta = self.family(options::META);
+        let mut batch = WriteBatch::default();
+        batch.put_cf(&meta, META_HORIZON, encode_horizon(horizon));
+        batch.put_cf(&meta, META_APPLIED, encode_position(applied));
+        self.db.write_without_wal(batch).map_err(self.failed("apply a horizon"))?;
+        *present = applied;
+        self.collection.applied.raise(horizon);
+        drop(present);
+        self.refresh_durable_horizon()
+    }
+
+    fn horizon(&self) -> GcHorizon {
+        self.collection.applied.get()
     }
 
     fn get(&self, user_key: &[u8], at: Lsn) -> Result<Option<VersionedValue>, StoreError> {
@@ -290,7 +364,7 @@ impl Store for RocksStore {
             return iterator.status().map(|()| None).map_err(self.failed("read a request id"));
         };
         let (prefix, lsn) = key::split_version(encoded).ok_or_else(|| self.corrupt("a request id"))?;
-        if prefix != id.as_bytes() {
+        if prefix != id.as_bytes() || lsn < self.horizon().requests_below {
             return Ok(None);
         }
         let (timeline, _) = stored.split_first_chunk::<4>().ok_or_else(|| self.corrupt("a request id"))?;
@@ -303,6 +377,11 @@ impl Store for RocksStore {
         let families = [options::DATA, options::REQUESTS, options::META].map(|name| self.family(name));
         let families: Vec<_> = families.iter().collect();
         self.db.flush_cfs_opt(&families, &options).map_err(self.failed("be flushed"))?;
+        self.refresh_durable_horizon()?;
         self.durable_applied()
+    }
+
+    fn checkpoint(&self, dir: &Path) -> Result<Position, StoreError> {
+        self.make_checkpoint(dir)
     }
 }
