@@ -201,7 +201,8 @@ async fn hunt(locator: &Locator, heard: &mut Heard) {
             }
         }
         answered.insert(address);
-        if locator.view.borrow().primary.is_some() && answered.is_superset(&probed) {
+        let found = locator.view.borrow().primary.is_some();
+        if (found && answered.is_superset(&probed)) || locator.conflict().is_some() {
             return;
         }
     }

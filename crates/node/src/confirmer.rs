@@ -257,7 +257,7 @@ impl Task {
             self.fresh.send_replace(ago_ms.map(|ago_ms| Confirmed {
                 timeline: primary.claim.timeline,
                 at_ms: boot_ms().saturating_sub(ago_ms),
-                safe: primary.claim.engine.safe(),
+                safe_lsn: *primary.claim.engine.safe().borrow(),
             }));
         }
         if primary.in_flight.is_none() && !primary.waiting.is_empty() {

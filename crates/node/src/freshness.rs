@@ -19,14 +19,14 @@ pub fn boot_ms() -> u64 {
 }
 
 /// That a majority has confirmed this primary, and when.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Confirmed {
     /// The timeline that it opened.
     pub timeline: TimelineId,
     /// When the newest confirmed round was sent, by [`boot_ms`].
     pub at_ms: u64,
-    /// Of its engine.
-    pub safe: watch::Receiver<Lsn>,
+    /// Its safe LSN then or later: what was acknowledged at level `on` before the round lies below it.
+    pub safe_lsn: Lsn,
 }
 
 impl Confirmed {
@@ -35,11 +35,13 @@ impl Confirmed {
         now_ms.saturating_sub(self.at_ms) + 1
     }
 
-    /// For the answer to a beat. The age is taken before the safe LSN: what was acknowledged before the round is below
-    /// the safe LSN of any later moment.
+    /// For the answer to a beat.
     pub fn claim(&self) -> v1::FreshnessClaim {
-        let confirmed_ms_ago = self.age_ms(boot_ms());
-        v1::FreshnessClaim { timeline: self.timeline.get(), safe_lsn: self.safe.borrow().get(), confirmed_ms_ago }
+        v1::FreshnessClaim {
+            timeline: self.timeline.get(),
+            safe_lsn: self.safe_lsn.get(),
+            confirmed_ms_ago: self.age_ms(boot_ms()),
+        }
     }
 }
 

@@ -195,6 +195,7 @@ fn read_error(asked: &str, position: Position, error: &ReadError) -> RpcError {
         ReadError::NotVisible { visible, .. } => {
             RpcError::position_not_reached(asked, position, *visible, "its data was replaced meanwhile")
         }
+        ReadError::BelowHorizon { horizon, .. } => RpcError::position_too_old(asked, position, *horizon),
         ReadError::Store(source) => {
             RpcError::internal(format!("the store of this node cannot be read: {error}: {source}"))
         }
