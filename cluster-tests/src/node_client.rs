@@ -81,8 +81,16 @@ impl NodeClient {
     /// # Errors
     /// As [`NodeClient::status`].
     pub async fn get(&self, key: &[u8], consistency: v1::Consistency) -> Result<v1::GetResponse, Status> {
+        let key = key.to_vec().into();
+        self.read(v1::GetRequest { key, consistency: consistency.into(), ..v1::GetRequest::default() }).await
+    }
+
+    /// Reads one key as the request says.
+    ///
+    /// # Errors
+    /// As [`NodeClient::status`].
+    pub async fn read(&self, request: v1::GetRequest) -> Result<v1::GetResponse, Status> {
         let mut kv = self.kv.clone();
-        let request = v1::GetRequest { key: key.to_vec().into(), consistency: consistency.into() };
         self.bounded(request, async |request| kv.get(request).await).await
     }
 
@@ -139,7 +147,8 @@ impl NodeClient {
     pub async fn scan(&self, start: &[u8], end: &[u8], limit: u64) -> Result<Vec<v1::Entry>, Status> {
         let mut kv = self.kv.clone();
         let (start, end) = (start.to_vec().into(), end.to_vec().into());
-        let request = v1::ScanRequest { start, end, limit, consistency: v1::Consistency::Eventual.into() };
+        let consistency = v1::Consistency::Eventual.into();
+        let request = v1::ScanRequest { start, end, limit, consistency, ..v1::ScanRequest::default() };
         let page = async {
             let mut stream = kv.scan(request).await?.into_inner();
             let mut entries = Vec::new();

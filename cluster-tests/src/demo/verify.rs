@@ -112,6 +112,7 @@ mod tests {
             already_done: false,
             node_id: NodeId::default(),
             request_id: RequestId::new([1; 16]),
+            token: None,
         };
         let mut ledger = Ledger::default();
         ledger.entries.insert("pass/1/a".to_owned(), Entry { value: Bytes::from_static(b"v"), outcome });

@@ -7,6 +7,7 @@ mod emptied;
 mod freeze;
 mod kill;
 mod levels;
+mod reads;
 mod restart;
 mod seeding;
 mod settings;

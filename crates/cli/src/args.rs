@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use understudy_types::{DurabilityLevel, Lsn, Position, RequestId, TimelineId};
+use understudy_client::{ReadOptions, ReadPreference};
+use understudy_types::{DurabilityLevel, Lsn, Position, RequestId, SessionToken, TimelineId};
 
 use crate::server::ServerArgs;
 
@@ -160,9 +161,94 @@ pub enum ConfigCommand {
 #[derive(Debug, Args)]
 pub struct GetArgs {
     pub key: String,
-    /// Read what the given endpoint has applied, instead of asking the primary
+    #[command(flatten)]
+    pub keys: KeyArgs,
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// How keys are given.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct KeyArgs {
+    /// Keys are given in hexadecimal digits, two a byte: for those that are not text
     #[arg(long)]
+    pub hex_key: bool,
+}
+
+/// How a read is done.
+#[derive(Debug, Clone, Args)]
+pub struct ReadArgs {
+    /// What the read must see; session with --token and eventual with --max-staleness if not said, else linearizable
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    pub consistency: Option<ReadLevel>,
+    /// No less than what this token stands for, as put and get print it with -o json
+    #[arg(long, value_name = "HEX")]
+    pub token: Option<SessionToken>,
+    /// Exactly as of this position: LSN@TIMELINE, as it is printed elsewhere
+    #[arg(long, value_name = "POSITION", value_parser = parse_position, conflicts_with_all = ["consistency", "token", "max_staleness"])]
+    pub at: Option<Position>,
+    /// Only data that is not older than this
+    #[arg(long, value_name = "DURATION")]
+    pub max_staleness: Option<Span>,
+    /// Who answers a read that is not linearizable
+    #[arg(long, value_enum, value_name = "WHO", default_value_t = ReadFrom::Any)]
+    pub read_from: ReadFrom,
+    /// As --consistency eventual --read-from endpoints: what the given endpoint has applied
+    #[arg(long, conflicts_with_all = ["consistency", "token", "at", "read_from"])]
     pub eventual: bool,
+}
+
+/// What a read must see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReadLevel {
+    /// Every commit acknowledged before; the primary answers
+    Linearizable,
+    /// No less than the token
+    Session,
+    /// What the answering node has
+    Eventual,
+}
+
+/// Who answers a read that is not linearizable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReadFrom {
+    /// Every node that streams, and the primary
+    Any,
+    /// The primary
+    Primary,
+    /// Standbys that stream; the primary when none answers
+    PreferStandby,
+    /// The given endpoints, whatever they are
+    Endpoints,
+}
+
+impl ReadArgs {
+    /// In the words of the client.
+    pub fn options(&self) -> ReadOptions {
+        let level = self.consistency.unwrap_or(match (self.eventual, self.token, self.max_staleness) {
+            (false, Some(_), _) => ReadLevel::Session,
+            (true, _, _) | (false, None, Some(_)) => ReadLevel::Eventual,
+            (false, None, None) => ReadLevel::Linearizable,
+        });
+        let mut options = match (self.at, level) {
+            (Some(position), _) => ReadOptions::at(position),
+            (None, ReadLevel::Linearizable) => ReadOptions::linearizable(),
+            (None, ReadLevel::Session) => ReadOptions::session(None),
+            (None, ReadLevel::Eventual) => ReadOptions::eventual(),
+        };
+        if let Some(token) = self.token {
+            options = options.token(token);
+        }
+        if let Some(Span(age)) = self.max_staleness {
+            options = options.max_staleness(age);
+        }
+        options.preference(match (self.eventual, self.read_from) {
+            (true, _) | (false, ReadFrom::Endpoints) => ReadPreference::Endpoints,
+            (false, ReadFrom::Any) => ReadPreference::Any,
+            (false, ReadFrom::Primary) => ReadPreference::Primary,
+            (false, ReadFrom::PreferStandby) => ReadPreference::PreferStandby,
+        })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -178,12 +264,16 @@ pub struct PutArgs {
     #[arg(long, conflicts_with = "if_version")]
     pub if_absent: bool,
     #[command(flatten)]
+    pub keys: KeyArgs,
+    #[command(flatten)]
     pub commit: CommitArgs,
 }
 
 #[derive(Debug, Args)]
 pub struct DeleteArgs {
     pub key: String,
+    #[command(flatten)]
+    pub keys: KeyArgs,
     #[command(flatten)]
     pub commit: CommitArgs,
 }
@@ -215,9 +305,10 @@ pub struct ScanArgs {
     /// At most this many; 0 for no bound
     #[arg(long, default_value_t = 0)]
     pub limit: u64,
-    /// Read what the given endpoint has applied, instead of asking the primary
-    #[arg(long)]
-    pub eventual: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+    #[command(flatten)]
+    pub read: ReadArgs,
 }
 
 #[derive(Debug, Args)]
@@ -302,7 +393,7 @@ fn parse_assignment(text: &str) -> Result<(String, String), String> {
 
 fn parse_position(text: &str) -> Result<Position, String> {
     let refused =
-        || format!("\"{text}\" is not a version; give LSN@TIMELINE as it was printed, for example 0/010000A0@1");
+        || format!("\"{text}\" is not a position; give LSN@TIMELINE as it was printed, for example 0/010000A0@1");
     let (lsn, timeline) = text.split_once('@').ok_or_else(refused)?;
     let lsn: Lsn = lsn.parse().map_err(|_| refused())?;
     let timeline: TimelineId = timeline.parse().map_err(|_| refused())?;
@@ -351,6 +442,11 @@ mod tests {
             ("understudy sync cancel", "--all"),
             ("understudy sync cancel --all --request-id 00000000000000000000000000000001", "cannot be used"),
             ("understudy put k v --if-version 17", "LSN@TIMELINE"),
+            ("understudy get k --token 0123", "50 hexadecimal digits"),
+            ("understudy get k --at 0/1@0", "LSN@TIMELINE"),
+            ("understudy get k --at 0/1@1 --token 00", "50 hexadecimal digits"),
+            ("understudy get k --max-staleness 0ms", "250ms"),
+            ("understudy get k --consistency strong", "linearizable"),
             ("understudy load x --in-flight 0", "1..=4096"),
             ("understudy config set sync_mode", "NAME=VALUE"),
             ("understudy config set", "NAME=VALUE"),
@@ -363,6 +459,31 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{line}");
             assert!(error.to_string().contains(hint), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn a_read_is_as_the_flags_say() {
+        let options = |flags: &str| match parse(&format!("understudy get k {flags}")).expect(flags).command {
+            Command::Get(args) => args.read.options(),
+            other => panic!("{other:?}"),
+        };
+        let position = Position::new(TimelineId::new(2), Lsn::new(0x0100_00A0));
+        let token = SessionToken::new(understudy_types::SystemId::new(5), position);
+        let any = ReadPreference::Any;
+        assert_eq!(options(""), ReadOptions::linearizable().preference(any));
+        assert_eq!(options(&format!("--token {token}")), ReadOptions::session(Some(token)).preference(any));
+        assert_eq!(options("--at 0/010000A0@2"), ReadOptions::at(position).preference(any));
+        let half = Duration::from_millis(500);
+        assert_eq!(options("--max-staleness 500ms"), ReadOptions::eventual().max_staleness(half).preference(any));
+        assert_eq!(options("--eventual"), ReadOptions::eventual().preference(ReadPreference::Endpoints));
+        assert_eq!(
+            options("--consistency session --read-from prefer-standby"),
+            ReadOptions::session(None).preference(ReadPreference::PreferStandby)
+        );
+        assert_eq!(
+            options(&format!("--consistency linearizable --token {token}")),
+            ReadOptions::linearizable().token(token).preference(any)
+        );
     }
 
     #[test]

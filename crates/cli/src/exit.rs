@@ -6,6 +6,11 @@ use understudy_client::ClientError;
 use understudy_node::config::{ConfigError, ConfigErrors};
 use understudy_node::server::ServerError;
 
+/// An argument that only shows to be wrong beside others.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
 /// What the process says when it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -28,11 +33,14 @@ impl Exit {
             return match error {
                 ClientError::Aborted { .. } => Self::NotSo,
                 ClientError::Unknown { .. } => Self::Unknown,
-                ClientError::Unavailable { .. } | ClientError::Invalid { .. } => Self::Failed,
+                ClientError::Unavailable { .. } | ClientError::Invalid { .. } | ClientError::Abandoned { .. } => {
+                    Self::Failed
+                }
             };
         }
         let wrong_setting = error.is::<ConfigError>()
             || error.is::<ConfigErrors>()
+            || error.is::<UsageError>()
             || matches!(error.downcast_ref(), Some(ServerError::Config(_) | ServerError::Filter(_)));
         if wrong_setting { Self::Usage } else { Self::Failed }
     }

@@ -11,8 +11,8 @@ use understudy_client::{Client, ClientError, Commit, CommitOutcome, Entry, Scan}
 use understudy_rpc::convert::escape;
 use understudy_types::limits::VALUE_BYTES_MAX;
 
-use crate::args::{CommitArgs, DeleteArgs, GetArgs, Output, PutArgs, ScanArgs};
-use crate::exit::Exit;
+use crate::args::{CommitArgs, DeleteArgs, GetArgs, KeyArgs, Output, PutArgs, ScanArgs};
+use crate::exit::{Exit, UsageError};
 use crate::output::{Grid, JsonPosition, insert_bytes, print, print_bytes, print_json};
 
 /// How much of a key and a value a table shows, in characters.
@@ -23,11 +23,8 @@ const ROWS_MAX: usize = 500;
 
 /// Prints the value as it is, or everything that is known as JSON.
 pub async fn get(client: &Client, output: Output, args: GetArgs) -> anyhow::Result<Exit> {
-    let key = Bytes::from(args.key);
-    let read = match args.eventual {
-        true => client.get_eventual(key.clone()).await?,
-        false => client.get(key.clone()).await?,
-    };
+    let key = key_of(args.key, args.keys)?;
+    let read = client.read(key.clone(), args.read.options()).await?;
     match (output, &read.found) {
         (Output::Json, found) => {
             let mut object = Map::new();
@@ -38,6 +35,7 @@ pub async fn get(client: &Client, output: Output, args: GetArgs) -> anyhow::Resu
                 object.insert("version".to_owned(), json!(JsonPosition::from(found.version)));
             }
             object.insert("read_position".to_owned(), json!(JsonPosition::from(read.position)));
+            object.insert("token".to_owned(), json!(read.token.map(|token| token.to_string())));
             print_json(&object)?;
         }
         (Output::Table, Some(found)) => {
@@ -53,6 +51,26 @@ pub async fn get(client: &Client, output: Output, args: GetArgs) -> anyhow::Resu
     Ok(if read.found.is_some() { Exit::Done } else { Exit::NotSo })
 }
 
+/// The bytes of a key as it was given.
+fn key_of(text: String, keys: KeyArgs) -> Result<Bytes, UsageError> {
+    if !keys.hex_key {
+        return Ok(Bytes::from(text));
+    }
+    let refused = || {
+        let shown = escape(text.as_bytes(), KEY_CHARS_MAX);
+        UsageError(format!(
+            "\"{shown}\" is not a key in hexadecimal digits; give two for each byte, for example 6bff00"
+        ))
+    };
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let digits: Vec<u8> = text.as_bytes().iter().map(digit).collect::<Option<_>>().ok_or_else(refused)?;
+    let pairs = digits.chunks_exact(2);
+    if !pairs.remainder().is_empty() {
+        return Err(refused());
+    }
+    Ok(pairs.map(|pair| pair[0] << 4 | pair[1]).collect())
+}
+
 /// Sets a key.
 pub async fn put(client: &Client, output: Output, args: PutArgs) -> anyhow::Result<Exit> {
     let value = match (args.value, args.file) {
@@ -60,7 +78,7 @@ pub async fn put(client: &Client, output: Output, args: PutArgs) -> anyhow::Resu
         (None | Some(_), Some(path)) => read_value(&path)?,
         (None, None) => Bytes::new(),
     };
-    let key = Bytes::from(args.key);
+    let key = key_of(args.key, args.keys)?;
     let mut commit = Commit::new().put(key.clone(), value);
     if args.if_absent {
         commit = commit.if_absent(key.clone());
@@ -70,7 +88,7 @@ pub async fn put(client: &Client, output: Output, args: PutArgs) -> anyhow::Resu
 
 /// Deletes a key.
 pub async fn delete(client: &Client, output: Output, args: DeleteArgs) -> anyhow::Result<Exit> {
-    let key = Bytes::from(args.key);
+    let key = key_of(args.key, args.keys)?;
     make(client, output, with(Commit::new().delete(key.clone()), key, &args.commit)).await
 }
 
@@ -105,6 +123,7 @@ async fn make(client: &Client, output: Output, commit: Commit) -> anyhow::Result
             already_done: outcome.already_done,
             node_id: outcome.node_id.to_string(),
             request_id: outcome.request_id.to_string(),
+            token: outcome.token.map(|token| token.to_string()),
         })?,
     }
     Ok(Exit::Done)
@@ -138,6 +157,7 @@ struct JsonCommit {
     already_done: bool,
     node_id: String,
     request_id: String,
+    token: Option<String>,
 }
 
 /// Reads a value; never more than a value may have.
@@ -162,12 +182,12 @@ fn read_value(path: &Path) -> anyhow::Result<Bytes> {
 
 /// Lists keys: a table, or one JSON object a line.
 pub async fn scan(client: &Client, output: Output, args: ScanArgs) -> anyhow::Result<Exit> {
+    let key = |text: Option<String>| key_of(text.unwrap_or_default(), args.keys);
     let range = match args.prefix {
-        Some(prefix) => Scan::prefix(prefix),
-        None => Scan::range(args.start.unwrap_or_default(), args.end.unwrap_or_default()),
+        Some(prefix) => Scan::prefix(key(Some(prefix))?),
+        None => Scan::range(key(args.start)?, key(args.end)?),
     };
-    let range = range.limit(args.limit);
-    let mut scan = client.scan(if args.eventual { range.eventual() } else { range }).await?;
+    let mut scan = client.scan(range.limit(args.limit).read(args.read.options())).await?;
     let mut rows: Vec<Entry> = Vec::new();
     let mut first = true;
     loop {
@@ -241,6 +261,16 @@ mod tests {
         let more = rows_text(Output::Table, &rows, false).expect("a table");
         assert!(!more.contains("VERSION"), "{more}");
         assert_eq!(rows_text(Output::Table, &[], true).expect("nothing"), "");
+    }
+
+    #[test]
+    fn a_key_in_hexadecimal_digits_may_be_any_bytes() {
+        let key = |text: &str, hex_key| key_of(text.to_owned(), KeyArgs { hex_key });
+        assert_eq!(key("6bff00", true).expect("a key"), Bytes::from_static(b"k\xff\x00"));
+        assert_eq!(key("6bff00", false).expect("a key"), "6bff00");
+        for text in ["6", "6bf", "xy", "6b ff", "0x6b", "ä1"] {
+            assert!(key(text, true).expect_err(text).to_string().contains("two for each byte"), "{text}");
+        }
     }
 
     #[test]

@@ -68,6 +68,37 @@ fn keys_are_put_read_and_deleted() {
 }
 
 #[test]
+fn a_token_of_a_commit_is_what_a_later_read_takes() {
+    let cluster = Cluster::start(2, Some(0));
+    let endpoints = cluster.address(0);
+    cluster.stands_still(1);
+    let put = json(&run(&endpoints, &["put", "k", "v", "-o", "json"]).out);
+    let token = put["token"].as_str().expect("a token").to_owned();
+    for _ in 0..2 {
+        let get = run(&endpoints, &["get", "k", "--token", &token, "-o", "json"]);
+        assert_eq!(get.code, 0, "{}", get.err);
+        assert_eq!(json(&get.out)["token"].as_str(), Some(token.as_str()), "not from the node that stands still");
+    }
+    let mangled = format!("{}{}", &token[..49], if token.ends_with('0') { '1' } else { '0' });
+    let refused = run(&endpoints, &["get", "k", "--token", &mangled]);
+    assert_eq!(refused.code, 2);
+    assert!(refused.err.contains("mangled"), "{}", refused.err);
+}
+
+#[test]
+fn a_key_that_is_no_text_is_given_in_hexadecimal_digits() {
+    let cluster = Cluster::start(1, Some(0));
+    let endpoints = cluster.address(0);
+    assert_eq!(run(&endpoints, &["put", "--hex-key", "6bff00", "v"]).code, 0);
+    assert_eq!(run(&endpoints, &["get", "--hex-key", "6BFF00"]).out, "v");
+    let scan = json(&run(&endpoints, &["scan", "--hex-key", "--prefix", "6bff", "-o", "json"]).out);
+    assert_eq!(scan["key_base64"], "a/8A");
+    assert_eq!(run(&endpoints, &["get", "--hex-key", "6"]).code, 2);
+    assert_eq!(run(&endpoints, &["delete", "--hex-key", "6bff00"]).code, 0);
+    assert_eq!(run(&endpoints, &["get", "--hex-key", "6bff00"]).code, 3);
+}
+
+#[test]
 fn a_value_may_come_from_standard_input() {
     let cluster = Cluster::start(1, Some(0));
     let endpoints = cluster.address(0);

@@ -53,10 +53,12 @@ fn of_node(error: RpcError) -> Failed {
         }
         Reason::CommitOutcomeUnknown if error.get("why") == Some("deadline") => Next::Pause,
         Reason::CommitOutcomeUnknown => Next::Find,
-        Reason::QueueFull => Next::Pause,
+        Reason::QueueFull | Reason::PositionNotReached | Reason::TooStale | Reason::TooManyReads => Next::Pause,
         Reason::PreconditionFailed
         | Reason::LimitExceeded
         | Reason::InvalidArgument
+        | Reason::PositionAbandoned
+        | Reason::PositionTooOld
         | Reason::WrongCluster
         | Reason::WalRemoved
         | Reason::WrongNode => Next::Reject(error.clone()),

@@ -3,31 +3,30 @@
 mod settings;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 use understudy_rpc::v1;
 use understudy_rpc::v1::kv_client::KvClient;
-use understudy_types::Position;
+use understudy_types::{Position, SessionToken};
 
-use crate::classify::{Next, classify, describe};
+use crate::classify::describe;
 use crate::commit::{Commit, CommitOutcome, check_key, commit_error};
 use crate::error::ClientError;
 use crate::locate::{self, Locator};
 use crate::nodes::Nodes;
 use crate::options::Options;
+use crate::read::{ReadOptions, ReadPreference, token_of};
 use crate::route::{Failure, route};
 use crate::scan::{Scan, ScanStream};
-
-/// Between two rounds over the endpoints of an eventual read that none of them answered.
-const EVENTUAL_PAUSE: Duration = Duration::from_millis(50);
+use crate::session::Session;
+use crate::spread::Spread;
 
 /// A handle on a cluster. Clones share connections and what is known about the primary.
 #[derive(Clone)]
@@ -38,8 +37,7 @@ pub struct Client {
 struct Inner {
     locator: Arc<Locator>,
     options: Options,
-    /// Where the next eventual read goes.
-    turn: AtomicUsize,
+    spread: Arc<Spread>,
     task: JoinHandle<()>,
 }
 
@@ -65,6 +63,8 @@ pub struct Read {
     pub found: Option<Versioned>,
     /// The position that was read.
     pub position: Position,
+    /// Stands for that position: a later read that carries it sees no less. None from a node that sends none.
+    pub token: Option<SessionToken>,
 }
 
 /// What one node answered.
@@ -99,7 +99,12 @@ impl Client {
         let endpoints: Vec<String> = endpoints.into_iter().map(Into::into).collect();
         let locator = Arc::new(Locator::new(Nodes::new(&endpoints, &options)?));
         let task = tokio::spawn(locate::run(Arc::clone(&locator)));
-        Ok(Self { inner: Arc::new(Inner { locator, options, turn: AtomicUsize::new(0), task }) })
+        Ok(Self { inner: Arc::new(Inner { locator, options, spread: Arc::default(), task }) })
+    }
+
+    /// A session: its reads see its own commits, and never less than they have seen before, whatever node answers.
+    pub fn session(&self) -> Session {
+        Session::new(self.clone())
     }
 
     /// Reads one key at the primary: sees every commit that was acknowledged at level `on` before this call.
@@ -107,9 +112,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::Unavailable`] at the deadline, [`ClientError::Invalid`] for a key out of bounds.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Read, ClientError> {
-        let request = get_request(key.into(), v1::Consistency::Linearizable)?;
-        let answer = self.at_primary(self.inner.options.deadline, move |kv, left| get_from(kv, request.clone(), left));
-        answer.await.map_err(read_error)
+        self.read(key, ReadOptions::linearizable()).await
     }
 
     /// Reads one key as one of the given endpoints has it, in turn: possibly late, never undone.
@@ -119,8 +122,21 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub async fn get_eventual(&self, key: impl Into<Bytes>) -> Result<Read, ClientError> {
-        let request = get_request(key.into(), v1::Consistency::Eventual)?;
-        self.anywhere(move |kv, left| get_from(kv, request.clone(), left)).await
+        self.read(key, ReadOptions::eventual().preference(ReadPreference::Endpoints)).await
+    }
+
+    /// Reads one key, as consistent, as fresh and by whom `options` says.
+    ///
+    /// # Errors
+    /// As [`Client::get`]; [`ClientError::Abandoned`] when a failover lost what a token or a position stands for,
+    /// [`ClientError::Invalid`] for a position that no history is kept of any more.
+    pub async fn read(&self, key: impl Into<Bytes>, options: ReadOptions) -> Result<Read, ClientError> {
+        let request = get_request(key.into(), &options)?;
+        let send = move |kv: KvClient<Channel>, left: Duration| get_from(kv, request.clone(), left);
+        match options.is_primarys() {
+            true => self.at_primary(self.inner.options.deadline, send).await.map_err(read_error),
+            false => self.anywhere(options.preference, send).await,
+        }
     }
 
     /// Reads a range of keys in their order, at one position.
@@ -141,9 +157,9 @@ impl Client {
     pub async fn scan(&self, scan: Scan) -> Result<ScanStream, ClientError> {
         let request = scan.to_wire();
         let send = move |kv: KvClient<Channel>, left: Duration| scan_from(kv, request.clone(), left);
-        match scan.eventual {
-            true => self.anywhere(send).await,
-            false => self.at_primary(self.inner.options.deadline, send).await.map_err(read_error),
+        match scan.options.is_primarys() {
+            true => self.at_primary(self.inner.options.deadline, send).await.map_err(read_error),
+            false => self.anywhere(scan.options.preference, send).await,
         }
     }
 
@@ -269,46 +285,25 @@ impl Client {
         route(locator, options.attempt_timeout, Instant::now() + deadline, send).await
     }
 
-    /// A read that any of the given endpoints may answer: one after the other, until the deadline.
-    async fn anywhere<T, F>(&self, send: F) -> Result<T, ClientError>
+    /// A read that others than the primary may answer.
+    async fn anywhere<T, F>(&self, preference: ReadPreference, send: F) -> Result<T, ClientError>
     where
         F: Fn(KvClient<Channel>, Duration) -> BoxFuture<'static, Result<T, Status>>,
     {
-        let Inner { locator, options, turn, .. } = &*self.inner;
-        let seeds = locator.nodes.seeds();
-        let deadline = Instant::now() + options.deadline;
-        loop {
-            let mut why = String::new();
-            for _ in seeds {
-                let address = &seeds[turn.fetch_add(1, Ordering::Relaxed) % seeds.len()];
-                let left = deadline.saturating_duration_since(Instant::now()).min(options.attempt_timeout);
-                let answer = match locator.nodes.kv(address) {
-                    Ok(client) => timeout(left, send(client, left)).await,
-                    Err(error) => return Err(error.into()),
-                };
-                why = match answer {
-                    Ok(Ok(value)) => return Ok(value),
-                    Ok(Err(status)) => {
-                        let failed = classify(&status);
-                        if let Next::Reject(error) = failed.next {
-                            return Err(ClientError::Invalid { message: error.message });
-                        }
-                        format!("{address}: {}", failed.why)
-                    }
-                    Err(_) => format!("{address} has not answered"),
-                };
-            }
-            if Instant::now() + EVENTUAL_PAUSE >= deadline {
-                return Err(ClientError::Unavailable { why });
-            }
-            sleep(EVENTUAL_PAUSE).await;
-        }
+        let Inner { locator, options, spread, .. } = &*self.inner;
+        spread.read(locator, options, preference, send).await
     }
 }
 
-fn get_request(key: Bytes, consistency: v1::Consistency) -> Result<v1::GetRequest, ClientError> {
+fn get_request(key: Bytes, options: &ReadOptions) -> Result<v1::GetRequest, ClientError> {
     check_key(&key).map_err(|error| ClientError::Invalid { message: error.message })?;
-    Ok(v1::GetRequest { key, consistency: consistency.into() })
+    Ok(v1::GetRequest {
+        key,
+        consistency: options.consistency_number(),
+        token: options.token_bytes(),
+        at: options.position(),
+        max_staleness_ms: options.max_staleness_ms(),
+    })
 }
 
 pub(crate) fn within<T>(message: T, left: Duration) -> Request<T> {
@@ -326,7 +321,8 @@ fn get_from(
         let response = kv.get(within(request, left)).await?.into_inner();
         let version = response.version.map(Position::from).unwrap_or_default();
         let found = response.value.map(|value| Versioned { value, version });
-        Ok(Read { found, position: response.read_position.map(Position::from).unwrap_or_default() })
+        let position = response.read_position.map(Position::from).unwrap_or_default();
+        Ok(Read { found, position, token: token_of(&response.token) })
     }
     .boxed()
 }
@@ -356,7 +352,7 @@ fn commit_at(
 
 fn read_error(failure: Failure) -> ClientError {
     match failure.rejected {
-        Some(error) => ClientError::Invalid { message: error.message },
+        Some(error) => ClientError::refused(error),
         None => ClientError::Unavailable { why: failure.why },
     }
 }

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use understudy_rpc::error::{Reason, RpcError};
 use understudy_rpc::v1::{self, operation, precondition};
 use understudy_types::limits::{COMMIT_BYTES_MAX, COMMIT_OPERATIONS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use understudy_types::{DurabilityLevel, NodeId, Position, RequestId};
+use understudy_types::{DurabilityLevel, NodeId, Position, RequestId, SessionToken};
 
 use crate::error::ClientError;
+use crate::read::token_of;
 use crate::route::Failure;
 
 /// All of its operations or none, if every precondition holds.
@@ -207,6 +208,8 @@ pub struct CommitOutcome {
     pub node_id: NodeId,
     /// Its request id.
     pub request_id: RequestId,
+    /// A later read that carries it sees the commit; none from a node that sends none.
+    pub token: Option<SessionToken>,
 }
 
 impl CommitOutcome {
@@ -216,6 +219,7 @@ impl CommitOutcome {
             already_done: response.already_done,
             node_id: response.node_id.parse().unwrap_or_default(),
             request_id,
+            token: token_of(&response.token),
         }
     }
 }
@@ -235,7 +239,7 @@ pub(crate) fn commit_error(failure: Failure, request_id: RequestId) -> ClientErr
             found: error.get("found").unwrap_or_default().to_owned(),
             message: error.message,
         },
-        Some(error) => ClientError::Invalid { message: error.message },
+        Some(error) => ClientError::refused(error),
     }
 }
 

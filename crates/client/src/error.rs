@@ -1,5 +1,6 @@
 //! What a call can come to besides success.
 
+use understudy_rpc::error::{Reason, RpcError};
 use understudy_types::{Position, RequestId};
 
 /// Why a call did not succeed.
@@ -41,6 +42,21 @@ pub enum ClientError {
         /// What was asked, what is so, what to do.
         message: String,
     },
+    /// What a token or a position stands for was lost in a failover: it was acknowledged at no safe level. A session goes on
+    /// after [`crate::Session::reset`].
+    #[error("{message}")]
+    Abandoned {
+        /// What was asked, where the timeline ended, what to do.
+        message: String,
+    },
+}
+
+impl ClientError {
+    /// What a refusal that no other attempt can change means.
+    pub(crate) fn refused(error: RpcError) -> Self {
+        let message = error.message;
+        if error.reason == Reason::PositionAbandoned { Self::Abandoned { message } } else { Self::Invalid { message } }
+    }
 }
 
 impl From<crate::EndpointError> for ClientError {

@@ -25,12 +25,14 @@
 //! | module | what it does |
 //! |---|---|
 //! | `client` | the calls |
-//! | `commit`, `scan` | what is asked, and what comes back |
+//! | `commit`, `scan`, `read` | what is asked, and what comes back |
 //! | `batch` | many commits in one call |
+//! | `session` | reads that never go back |
 //! | `admin` | what the primary tells operators |
 //! | `nodes` | one multiplexed connection per node |
 //! | `locate` | one task that finds the primary |
 //! | `route` | one call: attempts, races, backoff, until the deadline |
+//! | `spread` | reads that others than the primary may answer |
 //! | `classify` | what a gRPC status means for the next attempt |
 
 mod admin;
@@ -42,11 +44,16 @@ mod error;
 mod locate;
 mod nodes;
 mod options;
+mod read;
 mod route;
 mod scan;
+mod session;
+mod spread;
 
 pub use client::{Client, NodeAnswer, Read, Versioned};
 pub use commit::{Commit, CommitOutcome};
 pub use error::ClientError;
 pub use options::{EndpointError, Options, parse_endpoint};
+pub use read::{Consistency, ReadOptions, ReadPreference};
 pub use scan::{Entry, Scan, ScanStream};
+pub use session::Session;

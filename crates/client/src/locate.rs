@@ -51,12 +51,28 @@ pub(crate) struct Locator {
     hunt: Notify,
     /// Why there is no primary, for the error of a call that finds none.
     trouble: Mutex<String>,
+    cluster: Mutex<Cluster>,
+}
+
+/// Which cluster the nodes belong to. A client serves one: a commit sent to another would be lost to its readers.
+#[derive(Debug, Default)]
+struct Cluster {
+    /// Of the first node that said, and its address.
+    first: Option<(String, String)>,
+    /// Set once a node said otherwise: for good.
+    conflict: Option<String>,
 }
 
 impl Locator {
     pub(crate) fn new(nodes: Nodes) -> Self {
         let trouble = Mutex::new("no node has answered yet".to_owned());
-        Self { nodes, view: watch::Sender::new(View::default()), hunt: Notify::new(), trouble }
+        Self {
+            nodes,
+            view: watch::Sender::new(View::default()),
+            hunt: Notify::new(),
+            trouble,
+            cluster: Mutex::default(),
+        }
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<View> {
@@ -86,6 +102,36 @@ impl Locator {
         });
     }
 
+    /// What no call can succeed after: the nodes belong to two clusters.
+    pub(crate) fn conflict(&self) -> Option<String> {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner).conflict.clone()
+    }
+
+    /// Takes over which cluster the node at `address` belongs to, and its members. False when it is another one than before.
+    pub(crate) fn learn(&self, address: &str, status: &v1::StatusResponse) -> bool {
+        let mut cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
+        if status.system_id.is_empty() {
+            return cluster.conflict.is_none();
+        }
+        let (first, other) =
+            cluster.first.get_or_insert_with(|| (status.system_id.clone(), address.to_owned())).clone();
+        if first != status.system_id {
+            let message = format!(
+                "the endpoints belong to different clusters: {other} to the one with system id {first}, {address} to \
+                 {}; give endpoints of one cluster",
+                status.system_id
+            );
+            cluster.conflict.get_or_insert(message);
+            // Wakes the calls that wait for a primary, and none is found any more.
+            self.view.send_modify(|view| *view = View { epoch: view.epoch + 1, primary: None });
+        }
+        if cluster.conflict.is_some() {
+            return false;
+        }
+        self.nodes.learn(status.generation, status.members.iter().map(|member| member.address.as_str()));
+        true
+    }
+
     /// Why no primary was found last.
     pub(crate) fn trouble(&self) -> String {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -110,11 +156,14 @@ pub(crate) async fn run(locator: Arc<Locator>) {
     }
 }
 
-/// The latest timeline of the cluster that any node told of.
+/// What the nodes have told so far.
 #[derive(Debug, Default)]
 struct Heard {
-    system_id: String,
+    /// The latest timeline that any of them knows.
     timeline: u32,
+    /// The given endpoints that belong to the cluster: they said so, or a node named them among its members. Those that
+    /// cannot be reached are in here too. No primary is taken before all are: one of them may belong to another cluster.
+    seeds: BTreeSet<String>,
 }
 
 struct Answer {
@@ -145,13 +194,15 @@ async fn hunt(locator: &Locator, heard: &mut Heard) {
         match status {
             Ok(status) => consider(locator, heard, &address, &status, began.elapsed() >= PATIENCE),
             Err(why) => {
+                heard.seeds.insert(address.clone());
                 if heard.timeline == 0 {
                     locator.set_trouble(format!("{address}: {why}"));
                 }
             }
         }
         answered.insert(address);
-        if locator.view.borrow().primary.is_some() && answered.is_superset(&probed) {
+        let found = locator.view.borrow().primary.is_some();
+        if (found && answered.is_superset(&probed)) || locator.conflict().is_some() {
             return;
         }
     }
@@ -159,19 +210,21 @@ async fn hunt(locator: &Locator, heard: &mut Heard) {
 
 /// Takes over what one node says.
 fn consider(locator: &Locator, heard: &mut Heard, address: &str, status: &v1::StatusResponse, impatient: bool) {
-    locator.nodes.learn(status.generation, status.members.iter().map(|member| member.address.as_str()));
-    if heard.system_id != status.system_id && !status.system_id.is_empty() {
-        *heard = Heard { system_id: status.system_id.clone(), timeline: 0 };
+    if !locator.learn(address, status) {
+        return;
     }
+    heard.seeds.insert(address.to_owned());
+    heard.seeds.extend(status.members.iter().map(|member| member.address.clone()));
     heard.timeline = heard.timeline.max(status.timeline);
     let is_itself = !status.primary.is_empty() && status.primary.eq_ignore_ascii_case(&status.answered_by);
     if !is_itself || status.timeline < heard.timeline || status.election.is_some() {
         locator.set_trouble(trouble(status));
         return;
     }
+    let all_seeds = locator.nodes.seeds().iter().all(|seed| heard.seeds.contains(seed));
     let present = locator.view.borrow().primary.clone();
     let wanted = match present {
-        None => status.writable || impatient,
+        None => (status.writable && all_seeds) || impatient,
         Some(primary) => status.timeline > primary.timeline,
     };
     if wanted {

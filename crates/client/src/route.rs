@@ -104,6 +104,11 @@ where
     let mut doubt_at = now + attempt_timeout;
     loop {
         let View { epoch, primary } = views.borrow_and_update().clone();
+        if let Some(conflict) = locator.conflict() {
+            let outstanding = targets.first().map(String::as_str);
+            let rejected = Some(RpcError::invalid_argument(conflict));
+            return Err(progress.failure(rejected, outstanding, || locator.trouble()));
+        }
         let paused = Instant::now() < progress.not_before;
         match primary {
             None => locator.lost(epoch),

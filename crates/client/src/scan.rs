@@ -8,10 +8,11 @@ use futures::stream::{BoxStream, StreamExt};
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
 use understudy_rpc::v1;
-use understudy_types::Position;
+use understudy_types::{Position, SessionToken};
 
 use crate::classify::describe;
 use crate::error::ClientError;
+use crate::read::{ReadOptions, ReadPreference, token_of};
 
 /// A scan whose node sends nothing for this long has ended.
 const IDLE_MAX: Duration = Duration::from_secs(10);
@@ -23,7 +24,7 @@ pub struct Scan {
     start: Bytes,
     end: Bytes,
     limit: u64,
-    pub(crate) eventual: bool,
+    pub(crate) options: ReadOptions,
 }
 
 impl Scan {
@@ -51,18 +52,25 @@ impl Scan {
     }
 
     /// What one of the given endpoints has applied, instead of a linearizable read at the primary.
-    pub fn eventual(mut self) -> Self {
-        self.eventual = true;
+    pub fn eventual(self) -> Self {
+        self.read(ReadOptions::eventual().preference(ReadPreference::Endpoints))
+    }
+
+    /// How consistent it is, how fresh, and who answers.
+    pub fn read(mut self, options: ReadOptions) -> Self {
+        self.options = options;
         self
     }
 
     pub(crate) fn to_wire(&self) -> v1::ScanRequest {
-        let consistency = if self.eventual { v1::Consistency::Eventual } else { v1::Consistency::Linearizable };
         v1::ScanRequest {
             start: self.start.clone(),
             end: self.end.clone(),
             limit: self.limit,
-            consistency: consistency.into(),
+            consistency: self.options.consistency_number(),
+            token: self.options.token_bytes(),
+            at: self.options.position(),
+            max_staleness_ms: self.options.max_staleness_ms(),
         }
     }
 }
@@ -96,6 +104,7 @@ pub struct ScanStream {
     stream: Streaming<v1::ScanResponse>,
     buffer: VecDeque<v1::Entry>,
     position: Position,
+    token: Option<SessionToken>,
     ended: bool,
 }
 
@@ -106,7 +115,13 @@ impl ScanStream {
         let ended = first.is_none();
         let first = first.unwrap_or_default();
         let position = first.read_position.map(Position::from).unwrap_or_default();
-        Ok(Self { stream, buffer: first.entries.into(), position, ended })
+        let token = token_of(&first.token);
+        Ok(Self { stream, buffer: first.entries.into(), position, token, ended })
+    }
+
+    /// Stands for the position that is read; none from a node that sends none.
+    pub fn token(&self) -> Option<SessionToken> {
+        self.token
     }
 
     /// The position that is read; zero when the node did not say.

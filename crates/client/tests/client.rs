@@ -1,5 +1,6 @@
 //! The client against fake nodes: routing, failover, retries, and what each call comes to.
 
+#[allow(dead_code, reason = "shared with the other tests, which use the rest of it")]
 mod fake;
 
 use std::time::{Duration, Instant};

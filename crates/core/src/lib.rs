@@ -14,6 +14,8 @@
 //! | [`sync`] | the safe LSN, and how the sync-standby list changes | the primary |
 //! | [`membership`] | how a member that was replaced comes to vote | the Raft leader |
 //! | [`confirm`] | whether a majority confirms the primary | the primary |
+//! | [`reading`] | whether a node may answer a read that asks for a position | every node |
+//! | [`staleness`] | how old a node's data may be | every standby |
 
 pub mod command;
 pub mod confirm;
@@ -21,8 +23,10 @@ pub mod election;
 pub mod membership;
 pub mod observation;
 pub mod plan;
+pub mod reading;
 pub mod reconcile;
 pub mod retention;
 pub mod settings;
+pub mod staleness;
 pub mod state;
 pub mod sync;

@@ -16,6 +16,7 @@ use understudy_core::settings::Settings;
 use understudy_engine::Engine;
 use understudy_types::{NodeId, TimelineId};
 
+use crate::freshness::{Confirmed, boot_ms};
 use crate::mesh::{Answer, BEAT_INTERVAL, Outgoing};
 
 /// Reads that wait for the confirmer to take them.
@@ -66,13 +67,15 @@ impl Confirmer {
         me: NodeId,
         outgoing: watch::Sender<Outgoing>,
         answers: mpsc::Receiver<Answer>,
+        fresh: watch::Sender<Option<Confirmed>>,
         stop: CancellationToken,
     ) -> Self {
         let (orders, queue) = mpsc::channel(REQUESTS_MAX);
         let (confirmed, confirmed_until) = watch::channel(None);
         let default = Duration::from_millis(Settings::default().primary_timeout_ms);
         let (primary_timeout, timeout) = watch::channel(default);
-        let task = Task { me, outgoing, answers, queue, confirmed, primary: None, timeout, began: Instant::now() };
+        let primary = None;
+        let task = Task { me, outgoing, answers, queue, confirmed, fresh, primary, timeout, began: Instant::now() };
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -139,6 +142,8 @@ struct Task {
     answers: mpsc::Receiver<Answer>,
     queue: mpsc::Receiver<Order>,
     confirmed: watch::Sender<Option<Instant>>,
+    /// For those that want to know how fresh what is safe here makes them.
+    fresh: watch::Sender<Option<Confirmed>>,
     primary: Option<Primary>,
     timeout: watch::Receiver<Duration>,
     /// Zero of the milliseconds that the pure part counts in.
@@ -238,6 +243,7 @@ impl Task {
         let timeline = claim.as_ref().map_or(TimelineId::NONE, |claim| claim.timeline);
         self.outgoing.send_modify(|outgoing| outgoing.confirm_timeline = timeline);
         self.confirmed.send_replace(None);
+        self.fresh.send_replace(None);
         self.primary = claim.map(|claim| Primary {
             confirmation: Confirmation::new(self.me, claim.timeline, claim.voters.clone()),
             claim,
@@ -274,6 +280,15 @@ impl Task {
         if *self.confirmed.borrow() != until {
             self.confirmed.send_replace(until);
             primary.claim.engine.set_confirmed_until(until);
+            let ago_ms = primary
+                .confirmation
+                .confirmed_at_ms()
+                .map(|at| u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_sub(at));
+            self.fresh.send_replace(ago_ms.map(|ago_ms| Confirmed {
+                timeline: primary.claim.timeline,
+                at_ms: boot_ms().saturating_sub(ago_ms),
+                safe_lsn: *primary.claim.engine.safe().borrow(),
+            }));
         }
         if primary.in_flight.is_none() && !primary.waiting.is_empty() {
             primary.covered = std::mem::take(&mut primary.waiting);

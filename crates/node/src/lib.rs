@@ -21,6 +21,7 @@ pub mod config;
 pub mod confirmer;
 pub mod convert;
 mod damage;
+pub mod freshness;
 pub mod identity;
 pub mod mesh;
 pub mod promises;

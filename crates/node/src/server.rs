@@ -250,9 +250,17 @@ impl Server {
             watch::channel(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let (answers_tx, answers) = mpsc::channel(ANSWERS_MAX);
-        let mesh =
-            MeshHandles { me, outgoing: outgoing_rx, standing: standing_rx, events: events_tx, answers: answers_tx };
-        let confirmer = Confirmer::spawn(me.node_id, outgoing.clone(), answers, stop_serving.clone());
+        let (fresh, confirmed) = watch::channel(None);
+        let mesh = MeshHandles {
+            me,
+            outgoing: outgoing_rx,
+            standing: standing_rx,
+            events: events_tx,
+            answers: answers_tx,
+            confirmed,
+            heard: Arc::default(),
+        };
+        let confirmer = Confirmer::spawn(me.node_id, outgoing.clone(), answers, fresh, stop_serving.clone());
         let upstream = Arc::new(Upstream::new());
         let (view, view_rx) = watch::channel(NodeView {
             me: me.node_id,
@@ -275,6 +283,8 @@ impl Server {
             listener,
             view: view_rx,
             confirmer: confirmer.clone(),
+            confirmed: mesh.confirmed.clone(),
+            heard: Arc::clone(&mesh.heard),
             mesh: MeshService::new(mesh.clone(), greeter, stop_serving.clone()),
             control: control.clone(),
             config: Arc::new(config.clone()),

@@ -57,7 +57,7 @@ impl NodeView {
 
     /// The level of a commit that names none.
     pub fn default_durability(&self) -> DurabilityLevel {
-        DurabilityLevel::default()
+        self.cluster.settings.default_durability
     }
 
     /// What is asked of this node needs the primary, and this node is not it.

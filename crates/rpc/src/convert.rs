@@ -4,7 +4,8 @@
 
 use std::fmt::Write;
 
-use understudy_types::{DurabilityLevel, Lsn, Position, RequestId, TimelineId};
+use bytes::Bytes;
+use understudy_types::{DurabilityLevel, Lsn, Position, RequestId, SessionToken, TimelineId};
 
 use crate::error::RpcError;
 use crate::v1;
@@ -59,11 +60,27 @@ pub fn durability(number: i32) -> Result<Option<DurabilityLevel>, RpcError> {
 pub fn consistency(number: i32) -> Result<v1::Consistency, RpcError> {
     match v1::Consistency::try_from(number) {
         Ok(v1::Consistency::Unspecified | v1::Consistency::Linearizable) => Ok(v1::Consistency::Linearizable),
-        Ok(v1::Consistency::Eventual) => Ok(v1::Consistency::Eventual),
+        Ok(known @ (v1::Consistency::Eventual | v1::Consistency::Session | v1::Consistency::At)) => Ok(known),
         Err(_) => Err(RpcError::invalid_argument(format!(
-            "consistency {number} is not known; give 1 (linearizable) or 2 (eventual)"
+            "consistency {number} is not known; give 1 (linearizable), 2 (eventual), 3 (session) or 4 (at a position)"
         ))),
     }
+}
+
+/// The session token in a request; none where there is none. Whether it is of this cluster is for the node to check.
+///
+/// # Errors
+/// When it is truncated, mangled, or of another format.
+pub fn token(bytes: &[u8]) -> Result<Option<SessionToken>, RpcError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    SessionToken::from_bytes(bytes).map(Some).map_err(|error| RpcError::invalid_argument(error.to_string()))
+}
+
+/// A token as it travels.
+pub fn token_bytes(token: SessionToken) -> Bytes {
+    Bytes::copy_from_slice(&token.to_bytes())
 }
 
 /// The request id in a commit; none for a commit that is not retried.
@@ -131,7 +148,19 @@ mod tests {
     fn a_read_is_linearizable_unless_it_says_otherwise() {
         assert_eq!(consistency(0), Ok(v1::Consistency::Linearizable));
         assert_eq!(consistency(2), Ok(v1::Consistency::Eventual));
-        assert!(consistency(9).is_err());
+        assert_eq!(consistency(3), Ok(v1::Consistency::Session));
+        assert_eq!(consistency(4), Ok(v1::Consistency::At));
+        assert!(consistency(9).is_err() && consistency(-1).is_err());
+    }
+
+    #[test]
+    fn a_token_is_none_or_well_formed() {
+        let good = SessionToken::new(understudy_types::SystemId::new(5), Position::new(TimelineId::FIRST, Lsn::new(9)));
+        assert_eq!(token(b""), Ok(None));
+        assert_eq!(token(&token_bytes(good)), Ok(Some(good)));
+        for bytes in [&token_bytes(good)[..7], b"x", &[0; 25], &[1; 25], &[0xff; 4096]] {
+            assert!(token(bytes).is_err(), "{bytes:?}");
+        }
     }
 
     #[test]

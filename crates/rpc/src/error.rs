@@ -17,6 +17,11 @@
 //! | `LIMIT_EXCEEDED` | `INVALID_ARGUMENT` | `limit` | no |
 //! | `INVALID_ARGUMENT` | `INVALID_ARGUMENT` | | no |
 //! | `WRONG_CLUSTER`, `WRONG_NODE` | `FAILED_PRECONDITION` | `expected`, `found` | no |
+//! | `POSITION_ABANDONED` | `FAILED_PRECONDITION` | `timeline`, `lsn`, `end_lsn` | no |
+//! | `POSITION_NOT_REACHED` | `UNAVAILABLE` | `timeline`, `lsn`, `visible_timeline`, `visible_lsn` | no |
+//! | `POSITION_TOO_OLD` | `OUT_OF_RANGE` | `timeline`, `lsn`, `horizon_lsn` | no |
+//! | `TOO_STALE` | `UNAVAILABLE` | `staleness_ms`, `fresher`, `fresher_address` | no |
+//! | `TOO_MANY_READS` | `RESOURCE_EXHAUSTED` | `limit` | no |
 //! | `NOT_LEADER` | `FAILED_PRECONDITION` | `leader`, `leader_address` | no |
 //! | `WAL_REMOVED` | `FAILED_PRECONDITION` | `segment`, `asked`, `first` | no |
 //! | `INTERNAL` | `INTERNAL` | | perhaps |
@@ -26,7 +31,7 @@ use std::fmt;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
-use understudy_types::{Lsn, Position};
+use understudy_types::{Lsn, Position, TimelineId};
 
 use crate::convert::escape;
 use crate::v1;
@@ -62,6 +67,16 @@ pub enum Reason {
     WrongCluster,
     /// The request is meant for another node, or an earlier life of this one.
     WrongNode,
+    /// A token or a position lies on a branch of the log that a failover left.
+    PositionAbandoned,
+    /// The node did not show a token's or a given position before the deadline.
+    PositionNotReached,
+    /// The history is not kept back to the given position any more.
+    PositionTooOld,
+    /// The node's data is older than the request allows.
+    TooStale,
+    /// More reads wait, or more scans are under way, than the node takes.
+    TooManyReads,
     /// Another node leads the control plane.
     NotLeader,
     /// A standby needs WAL that its upstream has removed: it is seeded.
@@ -72,7 +87,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 14] = [
+    pub const ALL: [Reason; 19] = [
         Self::NotPrimary,
         Self::NoPrimary,
         Self::NotReady,
@@ -84,6 +99,11 @@ impl Reason {
         Self::InvalidArgument,
         Self::WrongCluster,
         Self::WrongNode,
+        Self::PositionAbandoned,
+        Self::PositionNotReached,
+        Self::PositionTooOld,
+        Self::TooStale,
+        Self::TooManyReads,
         Self::NotLeader,
         Self::WalRemoved,
         Self::Internal,
@@ -103,6 +123,11 @@ impl Reason {
             Self::InvalidArgument => "INVALID_ARGUMENT",
             Self::WrongCluster => "WRONG_CLUSTER",
             Self::WrongNode => "WRONG_NODE",
+            Self::PositionAbandoned => "POSITION_ABANDONED",
+            Self::PositionNotReached => "POSITION_NOT_REACHED",
+            Self::PositionTooOld => "POSITION_TOO_OLD",
+            Self::TooStale => "TOO_STALE",
+            Self::TooManyReads => "TOO_MANY_READS",
             Self::NotLeader => "NOT_LEADER",
             Self::WalRemoved => "WAL_REMOVED",
             Self::Internal => "INTERNAL",
@@ -124,9 +149,14 @@ impl Reason {
             | Self::NotConfirmed
             | Self::CommitOutcomeUnknown
             | Self::QueueFull
+            | Self::PositionNotReached
+            | Self::TooStale
+            | Self::TooManyReads
             | Self::NotLeader
             | Self::Internal => true,
-            Self::PreconditionFailed
+            Self::PositionAbandoned
+            | Self::PositionTooOld
+            | Self::PreconditionFailed
             | Self::LimitExceeded
             | Self::InvalidArgument
             | Self::WrongCluster
@@ -149,6 +179,11 @@ impl Reason {
             | Self::InvalidArgument
             | Self::WrongCluster
             | Self::WrongNode
+            | Self::PositionAbandoned
+            | Self::PositionNotReached
+            | Self::PositionTooOld
+            | Self::TooStale
+            | Self::TooManyReads
             | Self::NotLeader
             | Self::WalRemoved => false,
         }
@@ -342,6 +377,76 @@ impl RpcError {
             .with("first", first.get())
     }
 
+    /// `asked` needs what was written up to `position`, and a failover left that branch at `end`; none: the timeline was
+    /// never opened. `present` is the timeline that came instead.
+    pub fn position_abandoned(asked: &str, position: Position, end: Option<Lsn>, present: TimelineId) -> Self {
+        let so = match end {
+            Some(end) => format!("timeline {} ended at {end}, and timeline {present} is present", position.timeline),
+            None => format!("timeline {} was never opened, and timeline {present} is present", position.timeline),
+        };
+        let message = format!(
+            "{asked} needs what was written up to {position}, but {so}: that was lost in a failover before the sync standbys had it; ask for the outcome of a commit by its request id, and start a new session"
+        );
+        let error = Self::new(Reason::PositionAbandoned, message).at(position);
+        match end {
+            Some(end) => error.with("end_lsn", end.get()),
+            None => error,
+        }
+    }
+
+    /// `asked` needs what was written up to `position`, and this node did not show it before the deadline: `why`.
+    pub fn position_not_reached(asked: &str, position: Position, visible: Position, why: &str) -> Self {
+        let message = format!(
+            "{asked} needs what was written up to {position}, and this node shows what was written up to {visible} at the deadline of the request: {why}; give it more time, or ask another node"
+        );
+        Self::new(Reason::PositionNotReached, message)
+            .at(position)
+            .with("visible_timeline", visible.timeline.get())
+            .with("visible_lsn", visible.lsn.get())
+    }
+
+    /// `asked` is to be answered as of `position`, and history is kept from `horizon` on.
+    pub fn position_too_old(asked: &str, position: Position, horizon: Lsn) -> Self {
+        let message = format!(
+            "{asked} cannot be answered as of {position}: this node keeps history from {horizon} on; read a later position, or let history_retention be longer"
+        );
+        Self::new(Reason::PositionTooOld, message).at(position).with("horizon_lsn", horizon.get())
+    }
+
+    /// `asked` allows data `max_ms` old; that of this node is `staleness_ms` old, or of unknown age. `fresher` is the name and
+    /// the address of the primary, if it is known.
+    pub fn too_stale(asked: &str, max_ms: u64, staleness_ms: Option<u64>, fresher: Option<(&str, &str)>) -> Self {
+        let so = staleness_ms.map_or_else(
+            || "how old the data of this node is cannot be told: it has not heard a confirmed primary".to_owned(),
+            |ms| format!("the data of this node is up to {ms} ms old"),
+        );
+        let instead = fresher.map_or_else(
+            || "ask another node".to_owned(),
+            |(name, address)| format!("ask {name} at {address}, the primary"),
+        );
+        let message = format!("{asked} allows data at most {max_ms} ms old, and {so}; {instead}, or allow more");
+        let mut error = Self::new(Reason::TooStale, message);
+        if let Some(ms) = staleness_ms {
+            error = error.with("staleness_ms", ms);
+        }
+        match fresher {
+            Some((name, address)) => error.with("fresher", name).with("fresher_address", address),
+            None => error,
+        }
+    }
+
+    /// `limit` reads wait (or scans are under way) already.
+    pub fn too_many_reads(asked: &str, limit: usize, doing: &str) -> Self {
+        let message = format!(
+            "{asked} cannot be taken: {limit} {doing} on this node already, the most that it takes; try again after a pause, or ask another node"
+        );
+        Self::new(Reason::TooManyReads, message).with("limit", limit)
+    }
+
+    fn at(self, position: Position) -> Self {
+        self.with("timeline", position.timeline.get()).with("lsn", position.lsn.get())
+    }
+
     /// Something failed that should not: `message` says what and where to look.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Reason::Internal, message)
@@ -350,10 +455,19 @@ impl RpcError {
     /// The gRPC code that it is answered with.
     pub fn code(&self) -> Code {
         match self.reason {
-            Reason::NotPrimary | Reason::WrongCluster | Reason::WrongNode | Reason::NotLeader | Reason::WalRemoved => {
-                Code::FailedPrecondition
-            }
-            Reason::NoPrimary | Reason::NotReady | Reason::NotConfirmed => Code::Unavailable,
+            Reason::NotPrimary
+            | Reason::WrongCluster
+            | Reason::WrongNode
+            | Reason::PositionAbandoned
+            | Reason::NotLeader
+            | Reason::WalRemoved => Code::FailedPrecondition,
+            Reason::NoPrimary
+            | Reason::NotReady
+            | Reason::NotConfirmed
+            | Reason::PositionNotReached
+            | Reason::TooStale => Code::Unavailable,
+            Reason::PositionTooOld => Code::OutOfRange,
+            Reason::TooManyReads => Code::ResourceExhausted,
             Reason::PreconditionFailed => Code::Aborted,
             Reason::CommitOutcomeUnknown if self.get("why") == Some(UnknownWhy::Deadline.as_str()) => {
                 Code::DeadlineExceeded

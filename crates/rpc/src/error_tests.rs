@@ -19,6 +19,13 @@ fn samples() -> Vec<RpcError> {
         RpcError::invalid_argument("a commit without operations; give at least one"),
         RpcError::wrong_cluster("00000000000000aa", "00000000000000bb"),
         RpcError::wrong_node("00000000000000aa", "00000000000000bb"),
+        RpcError::position_abandoned("a read", position, Some(Lsn::new(7)), TimelineId::new(4)),
+        RpcError::position_abandoned("a read", position, None, TimelineId::new(4)),
+        RpcError::position_not_reached("a read", position, position, "it is behind"),
+        RpcError::position_too_old("a read", position, Lsn::new(9)),
+        RpcError::too_stale("a read", 500, Some(900), Some(("b", "10.0.0.2:7400"))),
+        RpcError::too_stale("a read", 500, None, None),
+        RpcError::too_many_reads("a read", 4096, "reads wait"),
         RpcError::not_leader("a proposal", Some(("c", "10.0.0.3:7400"))),
         RpcError::not_leader("a proposal", None),
         RpcError::wal_removed(
@@ -68,6 +75,11 @@ fn codes_are_those_of_the_table() {
     assert_eq!(code(Reason::PreconditionFailed), Some(Code::Aborted));
     assert_eq!(code(Reason::QueueFull), Some(Code::ResourceExhausted));
     assert_eq!(code(Reason::LimitExceeded), Some(Code::InvalidArgument));
+    assert_eq!(code(Reason::PositionAbandoned), Some(Code::FailedPrecondition));
+    assert_eq!(code(Reason::PositionNotReached), Some(Code::Unavailable));
+    assert_eq!(code(Reason::PositionTooOld), Some(Code::OutOfRange));
+    assert_eq!(code(Reason::TooStale), Some(Code::Unavailable));
+    assert_eq!(code(Reason::TooManyReads), Some(Code::ResourceExhausted));
     assert_eq!(RpcError::commit_outcome_unknown(None, UnknownWhy::Deadline).code(), Code::DeadlineExceeded);
     assert_eq!(RpcError::commit_outcome_unknown(None, UnknownWhy::StepDown).code(), Code::Unavailable);
     assert_eq!(RpcError::commit_outcome_unknown(None, UnknownWhy::Stopping).code(), Code::Unavailable);

@@ -11,6 +11,7 @@ mod lsn;
 mod name;
 mod segment;
 mod timeline;
+mod token;
 
 pub use id::{Generation, Incarnation, NodeId, ParseIdError, RequestId, SystemId};
 pub use level::{DurabilityLevel, ParseLevelError, ParseModeError, SyncMode};
@@ -18,3 +19,4 @@ pub use lsn::{Lsn, ParseLsnError, Position};
 pub use name::{NameError, NodeName};
 pub use segment::{SegmentNo, SegmentSize, SegmentSizeError};
 pub use timeline::{ParseTimelineError, Span, TimelineHistory, TimelineHistoryError, TimelineId, TimelineSwitch};
+pub use token::{SessionToken, TokenError};

@@ -161,7 +161,10 @@ impl Pump {
             Err(error) => {
                 match &error {
                     ClientError::Unknown { .. } => self.account.unknown += records,
-                    ClientError::Aborted { .. } | ClientError::Unavailable { .. } | ClientError::Invalid { .. } => {
+                    ClientError::Aborted { .. }
+                    | ClientError::Unavailable { .. }
+                    | ClientError::Invalid { .. }
+                    | ClientError::Abandoned { .. } => {
                         self.account.failed += records;
                     }
                 }

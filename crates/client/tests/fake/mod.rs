@@ -13,8 +13,10 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
+use understudy_rpc::convert;
 use understudy_rpc::error::RpcError;
 use understudy_rpc::v1::{self, cluster_server, kv_server, operation, precondition};
+use understudy_types::{SessionToken, SystemId};
 
 /// What a node does with the next commit, instead of what it would.
 pub enum Step {
@@ -48,8 +50,18 @@ struct NodeState {
     /// It still believes this: that it is the primary of this timeline.
     stale: Option<u32>,
     scan_breaks_after: Option<usize>,
+    /// What it answers the next reads with, instead of what it would.
+    read_refusals: VecDeque<RpcError>,
+    /// It is not a standby that streams.
+    lags: bool,
+    /// Reads are answered as of this LSN: it is so far behind.
+    shows: Option<u64>,
+    /// Of another cluster than the others.
+    foreign: bool,
     commits: Vec<Bytes>,
     gets: usize,
+    /// The requests of the reads, in their order.
+    reads: Vec<v1::GetRequest>,
 }
 
 pub struct Cluster {
@@ -143,6 +155,32 @@ impl Cluster {
         self.lock().nodes[node].gets
     }
 
+    /// The reads that reached `node`.
+    pub fn reads_at(&self, node: usize) -> Vec<v1::GetRequest> {
+        self.lock().nodes[node].reads.clone()
+    }
+
+    /// `node` answers its next reads with these.
+    pub fn refuse_reads(&self, node: usize, errors: impl IntoIterator<Item = RpcError>) {
+        self.lock().nodes[node].read_refusals.extend(errors);
+    }
+
+    /// Everybody says that `node` does not stream.
+    pub fn lags(&self, node: usize) {
+        self.lock().nodes[node].lags = true;
+    }
+
+    /// `node` shows no more than what there is now.
+    pub fn stands_still(&self, node: usize) {
+        let mut world = self.lock();
+        world.nodes[node].shows = Some(world.lsn);
+    }
+
+    /// `node` belongs to another cluster.
+    pub fn is_foreign(&self, node: usize) {
+        self.lock().nodes[node].foreign = true;
+    }
+
     /// How many commits took effect.
     pub fn done(&self) -> usize {
         self.lock().done.len()
@@ -197,6 +235,10 @@ impl World {
     }
 }
 
+fn token_bytes(position: v1::Position) -> Bytes {
+    convert::token_bytes(SessionToken::new(SystemId::new(0xaa), position.into()))
+}
+
 impl Node {
     /// The world, once this node is not frozen.
     async fn world(&self) -> std::sync::MutexGuard<'_, World> {
@@ -213,15 +255,27 @@ impl kv_server::Kv for Node {
         let mut world = self.world().await;
         let request = request.into_inner();
         world.nodes[self.me].gets += 1;
-        if request.consistency != v1::Consistency::Eventual as i32 && !world.is_primary(self.me) {
+        world.nodes[self.me].reads.push(request.clone());
+        if let Some(error) = world.nodes[self.me].read_refusals.pop_front() {
+            return Err(error.into());
+        }
+        let needs_primary = request.consistency < v1::Consistency::Eventual as i32;
+        if needs_primary && !world.is_primary(self.me) {
             return Err(world.refusal("a linearizable read").into());
         }
-        let found = world.data.get(&request.key).cloned();
-        let position = v1::Position { timeline: world.timeline, lsn: world.lsn };
+        let position = v1::Position { timeline: world.timeline, lsn: world.nodes[self.me].shows.unwrap_or(world.lsn) };
+        if let Some(token) = convert::token(&request.token)?
+            && token.position > position.into()
+        {
+            let error = RpcError::position_not_reached("the read", token.position, position.into(), "it is behind");
+            return Err(error.into());
+        }
+        let found = world.data.get(&request.key).filter(|(_, version)| version.lsn <= position.lsn).cloned();
         Ok(Response::new(v1::GetResponse {
             value: found.as_ref().map(|(value, _)| value.clone()),
             version: found.map(|(_, version)| version),
             read_position: Some(position),
+            token: token_bytes(position),
         }))
     }
 
@@ -246,7 +300,13 @@ impl kv_server::Kv for Node {
                 value: value.clone(),
                 version: Some(*version),
             })
-            .map(|entry| Ok(v1::ScanResponse { entries: vec![entry], read_position: Some(position) }))
+            .map(|entry| {
+                Ok(v1::ScanResponse {
+                    entries: vec![entry],
+                    read_position: Some(position),
+                    token: token_bytes(position),
+                })
+            })
             .collect();
         if let Some(count) = world.nodes[self.me].scan_breaks_after {
             messages.truncate(count);
@@ -280,6 +340,7 @@ impl kv_server::Kv for Node {
                 position: Some(position),
                 already_done,
                 node_id: format!("{:016x}", self.me + 1),
+                token: token_bytes(position),
             })),
         }
     }
@@ -345,19 +406,33 @@ impl cluster_server::Cluster for Node {
             None => (world.primary, world.timeline),
         };
         let (name, address) = primary.map(|primary| world.names[primary].clone()).unwrap_or_default();
-        let member = |(name, address): &(String, String)| v1::MemberStatus {
+        let member = |(index, (name, address)): (usize, &(String, String))| v1::MemberStatus {
             name: name.clone(),
             address: address.clone(),
+            role: if primary == Some(index) { "primary" } else { "standby" }.to_owned(),
+            state: match (primary == Some(index), world.nodes[index].lags) {
+                (true, _) => "running",
+                (false, true) => "catchup",
+                (false, false) => "streaming",
+            }
+            .to_owned(),
             ..v1::MemberStatus::default()
         };
+        let foreign = world.nodes[self.me].foreign;
         Ok(Response::new(v1::StatusResponse {
-            system_id: "00000000000000aa".to_owned(),
+            system_id: if foreign { "00000000000000bb" } else { "00000000000000aa" }.to_owned(),
             generation: u64::from(timeline),
             timeline,
             primary: name,
             primary_address: address,
             writable: primary.is_some(),
-            members: world.names.iter().map(member).collect(),
+            members: world
+                .names
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| world.nodes[*index].foreign == foreign)
+                .map(member)
+                .collect(),
             answered_by: world.names[self.me].0.clone(),
             ..v1::StatusResponse::default()
         }))

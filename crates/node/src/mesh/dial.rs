@@ -9,10 +9,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use understudy_rpc::v1::mesh_client::MeshClient;
 use understudy_rpc::v1::{Beat, BeatReply};
-use understudy_types::NodeId;
+use understudy_types::{NodeId, TimelineId};
 
 use super::{Answer, Link, MeshEvent, MeshHandles, Outgoing};
 use crate::convert;
+use crate::freshness::boot_ms;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// A refused or failed attempt is made again after this, so that a node that is back is seen at once.
@@ -116,14 +117,23 @@ impl Dialer {
     }
 }
 
+/// A beat that is not answered yet.
+struct Sent {
+    round: u64,
+    /// What it asked to be confirmed for.
+    timeline: TimelineId,
+    /// When it was made, by the boot-time clock.
+    at_ms: u64,
+}
+
 /// What one stream has sent.
 struct Sender {
     handles: MeshHandles,
     peer: NodeId,
     /// The newest report that went out.
     reported: u64,
-    /// Rounds that are not answered yet, with the timeline that they asked for.
-    sent: Vec<(u64, understudy_types::TimelineId)>,
+    /// Beats that are not answered yet.
+    sent: Vec<Sent>,
 }
 
 impl Sender {
@@ -135,6 +145,7 @@ impl Sender {
         outgoing: &mut watch::Receiver<Outgoing>,
         beats: &mpsc::Sender<Beat>,
     ) -> Result<(), tonic::Status> {
+        let at_ms = boot_ms();
         let now = outgoing.borrow_and_update().clone();
         let system_id = self.handles.standing.borrow().system_id;
         let with_report = now.report_seq > self.reported;
@@ -153,14 +164,18 @@ impl Sender {
         if self.sent.len() == Self::UNANSWERED_MAX {
             self.sent.remove(0);
         }
-        self.sent.push((now.round, now.confirm_timeline));
+        self.sent.push(Sent { round: now.round, timeline: now.confirm_timeline, at_ms });
         beats.send(beat).await.map_err(|_| tonic::Status::unavailable("the stream broke"))
     }
 
     fn receive(&mut self, reply: &BeatReply) {
-        let Some(at) = self.sent.iter().position(|(round, _)| *round == reply.round) else { return };
-        let (round, timeline) = self.sent[at];
+        // Of several with one number the oldest: that is careful.
+        let Some(at) = self.sent.iter().position(|sent| sent.round == reply.round) else { return };
+        let Sent { round, timeline, at_ms } = self.sent[at];
         self.sent.drain(..=at);
+        if let Some(claim) = &reply.freshness {
+            self.handles.heard.hear(claim, at_ms);
+        }
         // A full queue means that the confirmer has newer answers to work on: one that is dropped costs a round.
         if self
             .handles

@@ -18,6 +18,8 @@ use tokio::sync::{mpsc, watch};
 use understudy_core::observation::{FetchOrder, NodeReport};
 use understudy_types::{Incarnation, NodeId, SystemId, TimelineId};
 
+use crate::freshness::{Confirmed, Heard};
+
 pub use dial::spawn_dialer;
 pub use service::{Greeting, MeshService};
 
@@ -146,4 +148,8 @@ pub struct MeshHandles {
     pub events: mpsc::Sender<MeshEvent>,
     /// To the confirmer.
     pub answers: mpsc::Sender<Answer>,
+    /// As a primary: how fresh those are that have what it calls safe. None while no majority has confirmed it.
+    pub confirmed: watch::Receiver<Option<Confirmed>>,
+    /// What primaries say of that.
+    pub heard: Arc<Heard>,
 }

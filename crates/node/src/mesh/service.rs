@@ -14,6 +14,7 @@ use understudy_types::{NodeId, TimelineId};
 
 use super::{MeshEvent, MeshHandles, Standing};
 use crate::convert;
+use crate::freshness::Confirmed;
 
 /// Replies that wait for a connection.
 const REPLIES_QUEUED_MAX: usize = 16;
@@ -66,6 +67,7 @@ fn answer(standing: Standing, handles: &MeshHandles, beat: &Beat) -> BeatReply {
         round: beat.round,
         confirmed,
         sealed_timeline: standing.sealed.get(),
+        freshness: handles.confirmed.borrow().as_ref().map(Confirmed::claim),
     }
 }
 
@@ -152,6 +154,8 @@ mod tests {
             standing: watch::channel(standing).1,
             events: mpsc::channel(1).0,
             answers: mpsc::channel(1).0,
+            confirmed: watch::channel(None).1,
+            heard: std::sync::Arc::default(),
         }
     }
 

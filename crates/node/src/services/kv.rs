@@ -1,118 +1,46 @@
 //! The `Kv` service: the shell between the wire and the engine.
 //!
-//! A linearizable read notes what is visible, has a majority confirm that this node is still the primary, and only
-//! then answers from what it noted (INV-LINEAR). A failed precondition rests on the same claim and takes the same
-//! way: a deposed primary must not say what its data no longer decides (INV-VISIBLE).
+//! Where a read stands is decided in `reads`, before anything is read. A failed precondition rests on this node being
+//! the primary as a linearizable read does, and takes the same way: a deposed primary must not say what its data no
+//! longer decides (INV-VISIBLE).
 
-use std::pin::Pin;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::Stream;
-use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use understudy_engine::{
-    Commit, CommitError, Committed, Condition, Engine, InvalidCommit, Precondition, UnknownReason,
-};
+use understudy_engine::{Commit, CommitError, Committed, Condition, InvalidCommit, Precondition, ReadError, UnknownReason};
 use understudy_rpc::error::{RpcError, UnknownWhy};
 use understudy_rpc::{convert, v1};
-use understudy_store::{KeyRange, PageLimit};
 use understudy_types::{DurabilityLevel, Position, TimelineId, limits};
 use understudy_wal::Op;
 
-use crate::confirmer::{Confirmer, Unconfirmed};
-use crate::view::NodeView;
+use super::reads::{Reads, Wanted};
+use super::scan::{self, Pages, Scans};
 
-/// A linearizable read without a deadline of its own waits this long for a majority.
-const CONFIRM_DEADLINE: Duration = Duration::from_secs(10);
-/// Pages of a scan that wait for a client that reads slowly.
-const SCAN_PAGES_QUEUED_MAX: usize = 2;
-/// Entries in one message of a scan.
-const SCAN_PAGE_ENTRIES_MAX: usize = 1_000;
-/// Keys and values in one message of a scan, in bytes; one entry may go beyond.
-const SCAN_PAGE_BYTES_MAX: usize = 256 << 10;
+/// A read without a deadline of its own waits this long for a majority, a position or fresher data.
+const READ_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The `Kv` service of one node.
 pub struct KvService {
-    view: watch::Receiver<NodeView>,
-    confirmer: Confirmer,
-}
-
-/// Where a read stands.
-struct ReadPoint {
-    engine: Engine,
-    position: Position,
+    reads: Reads,
+    scans: Scans,
 }
 
 impl KvService {
     /// Over what the agent publishes.
-    pub fn new(view: watch::Receiver<NodeView>, confirmer: Confirmer) -> Self {
-        Self { view, confirmer }
+    pub fn new(reads: Reads) -> Self {
+        Self { reads, scans: Scans::default() }
     }
 
     /// What a commit without a deadline of its own waits for the sync standbys.
     fn commit_deadline(&self) -> Duration {
-        Duration::from_millis(self.view.borrow().cluster.settings.commit_deadline_ms)
-    }
-
-    fn engine(&self, asked: &str) -> Result<Engine, RpcError> {
-        let view = self.view.borrow();
-        match &view.engine {
-            Some(engine) => Ok(engine.clone()),
-            None => Err(RpcError::not_ready(asked, &view.no_primary_reason())),
-        }
-    }
-
-    /// The engine, if this node is the primary, and the timeline that it opened.
-    fn primary(&self, asked: &str) -> Result<(Engine, TimelineId), RpcError> {
-        let engine = self.engine(asked)?;
-        match engine.is_primary() {
-            Some(timeline) => Ok((engine, timeline)),
-            None => Err(self.refuse(asked)),
-        }
-    }
-
-    fn refuse(&self, asked: &str) -> RpcError {
-        self.view.borrow().refusal(asked)
-    }
-
-    async fn read_point(
-        &self,
-        asked: &str,
-        consistency: v1::Consistency,
-        deadline: Instant,
-    ) -> Result<ReadPoint, RpcError> {
-        match consistency {
-            v1::Consistency::Eventual => {
-                let engine = self.engine(asked)?;
-                let position = *engine.visible().borrow();
-                Ok(ReadPoint { engine, position })
-            }
-            v1::Consistency::Linearizable | v1::Consistency::Unspecified => {
-                let (engine, timeline) = self.primary(asked)?;
-                // Noted before the round begins: whatever was acknowledged before this read is in it.
-                let position = *engine.visible().borrow();
-                self.confirm(asked, timeline, deadline).await?;
-                Ok(ReadPoint { engine, position })
-            }
-        }
-    }
-
-    async fn confirm(&self, asked: &str, timeline: TimelineId, deadline: Instant) -> Result<(), RpcError> {
-        match tokio::time::timeout_at(deadline, self.confirmer.confirm(timeline)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(Unconfirmed::NotPrimary(_))) => Err(self.refuse(asked)),
-            Ok(Err(error @ Unconfirmed::TooManyWait)) => Err(RpcError::not_confirmed(asked, &error.to_string())),
-            Err(_) => Err(RpcError::not_confirmed(asked, "too few voters answered before the deadline")),
-        }
+        Duration::from_millis(self.reads.view().borrow().cluster.settings.commit_deadline_ms)
     }
 
     async fn commit_error(&self, error: CommitError, asked: &Asked, deadline: Instant) -> RpcError {
         match error {
             // It rests on this node being the primary, as a read does.
-            CommitError::PreconditionFailed { .. } => match self.confirm("a commit", asked.timeline, deadline).await {
+            CommitError::PreconditionFailed { .. } => match self.reads.confirm("a commit", asked.timeline, deadline).await {
                 Ok(()) => self.told(error, asked),
                 Err(error) => error,
             },
@@ -127,7 +55,7 @@ impl KvService {
     /// In the words of the wire.
     fn told(&self, error: CommitError, asked: &Asked) -> RpcError {
         match error {
-            CommitError::NotPrimary => self.refuse("a commit"),
+            CommitError::NotPrimary => self.reads.refuse("a commit"),
             CommitError::PreconditionFailed { index, key, found } => {
                 let required = asked.required.get(index).map_or("what was asked", String::as_str);
                 RpcError::precondition_failed(&key, required, &describe_found(found))
@@ -152,8 +80,8 @@ impl KvService {
     /// Each commit of a batch with its own result. What is malformed in one of them is that one's alone.
     async fn batch(&self, requests: Vec<v1::CommitRequest>, deadline: Instant) -> Result<Vec<BatchResult>, RpcError> {
         check_batch(&requests)?;
-        let (engine, timeline) = self.primary("a commit")?;
-        let default_level = self.view.borrow().default_durability();
+        let (engine, timeline) = self.reads.primary("a commit")?;
+        let default_level = self.reads.view().borrow().default_durability();
         let mut commits = Vec::with_capacity(requests.len());
         let asked: Vec<Result<Asked, RpcError>> = requests
             .into_iter()
@@ -180,7 +108,7 @@ impl KvService {
             let needs_round = matches!(outcome, Err(CommitError::PreconditionFailed { .. }));
             if needs_round && confirmed.is_none() {
                 // One round for all of them: they were decided before it began.
-                confirmed = Some(self.confirm("a commit", timeline, deadline).await);
+                confirmed = Some(self.reads.confirm("a commit", timeline, deadline).await);
             }
             results.push(match (outcome, &confirmed) {
                 (Ok(committed), _) => Ok(committed),
@@ -195,7 +123,8 @@ impl KvService {
         v1::CommitResponse {
             position: Some(committed.position.into()),
             already_done: committed.already_done,
-            node_id: self.view.borrow().me.to_string(),
+            node_id: self.reads.view().borrow().me.to_string(),
+            token: convert::token_bytes(self.reads.token(committed.position)),
         }
     }
 }
@@ -357,96 +286,70 @@ fn commit(request: v1::CommitRequest, default_level: DurabilityLevel) -> Result<
 }
 
 /// The store's reads may touch the disk: they run beside the async threads' work, not in it.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, understudy_engine::ReadError> + Send + 'static,
+pub(super) async fn blocking<T: Send + 'static>(
+    asked: &str,
+    position: Position,
+    work: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
 ) -> Result<T, RpcError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(RpcError::internal(format!("the store of this node cannot be read: {error}"))),
+        Ok(Err(error)) => Err(read_error(asked, position, &error)),
         Err(_) => Err(RpcError::internal("the read was broken off: the node stops")),
     }
 }
 
-/// Reads page after page until the range, the limit or the client ends.
-async fn pages(point: ReadPoint, request: v1::ScanRequest, out: mpsc::Sender<Result<v1::ScanResponse, Status>>) {
-    let mut next = request.start.clone();
-    let end: Option<Bytes> = (!request.end.is_empty()).then(|| request.end.clone());
-    let mut left = if request.limit == 0 { u64::MAX } else { request.limit };
-    let read_position = Some(point.position.into());
-    let mut first = true;
-    while left > 0 {
-        let count = usize::try_from(left).unwrap_or(usize::MAX).min(SCAN_PAGE_ENTRIES_MAX);
-        let (engine, at) = (point.engine.clone(), point.position.lsn);
-        let range = KeyRange { start: next.clone(), end: end.clone() };
-        let limit = PageLimit { entries_max: count, bytes_max: SCAN_PAGE_BYTES_MAX };
-        let page = match blocking(move || engine.scan(&range, at, limit)).await {
-            Ok(page) => page,
-            Err(error) => {
-                if out.send(Err(error.into())).await.is_err() {
-                    tracing::debug!("the client of a failed scan is gone");
-                }
-                return;
-            }
-        };
-        left -= page.entries.len() as u64;
-        let entries: Vec<v1::Entry> = page
-            .entries
-            .into_iter()
-            .map(|entry| v1::Entry { key: entry.key, value: entry.value, version: Some(entry.version.into()) })
-            .collect();
-        // An empty range still says at which position it is empty; a page without entries in between says nothing.
-        let say = first || !entries.is_empty();
-        first = false;
-        if say && out.send(Ok(v1::ScanResponse { entries, read_position })).await.is_err() {
-            return;
+/// Why the engine did not answer, in the words of the wire.
+fn read_error(asked: &str, position: Position, error: &ReadError) -> RpcError {
+    match error {
+        ReadError::NotVisible { visible, .. } => {
+            RpcError::position_not_reached(asked, position, *visible, "its data was replaced meanwhile")
         }
-        match page.next {
-            Some(key) => next = key,
-            None => return,
+        ReadError::BelowHorizon { horizon, .. } => RpcError::position_too_old(asked, position, *horizon),
+        ReadError::Store(source) => {
+            RpcError::internal(format!("the store of this node cannot be read: {error}: {source}"))
         }
     }
 }
 
 #[tonic::async_trait]
 impl v1::kv_server::Kv for KvService {
-    type ScanStream = Pin<Box<dyn Stream<Item = Result<v1::ScanResponse, Status>> + Send>>;
+    type ScanStream = Pages;
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
-        let deadline = deadline(&request, CONFIRM_DEADLINE);
+        let deadline = deadline(&request, READ_DEADLINE);
         let request = request.into_inner();
         check_key(&request.key)?;
-        let point = self.read_point("the read", convert::consistency(request.consistency)?, deadline).await?;
+        let wanted = Wanted::of(request.consistency, &request.token, request.at, request.max_staleness_ms)?;
+        let point = self.reads.point("the read", &wanted, deadline).await?;
         let (engine, key, at) = (point.engine, request.key, point.position.lsn);
-        let found = blocking(move || engine.get(&key, at)).await?;
-        let read_position = Some(point.position.into());
-        let response = match found {
-            Some(found) => {
-                v1::GetResponse { value: Some(found.value), version: Some(found.version.into()), read_position }
-            }
-            None => v1::GetResponse { value: None, version: None, read_position },
+        let found = blocking("the read", point.position, move || engine.get(&key, at)).await?;
+        let (value, version) = match found {
+            Some(found) => (Some(found.value), Some(found.version.into())),
+            None => (None, None),
         };
-        Ok(Response::new(response))
+        let token = convert::token_bytes(point.token);
+        Ok(Response::new(v1::GetResponse { value, version, read_position: Some(point.position.into()), token }))
     }
 
     async fn scan(&self, request: Request<v1::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
-        let deadline = deadline(&request, CONFIRM_DEADLINE);
+        let deadline = deadline(&request, READ_DEADLINE);
         let request = request.into_inner();
         for key in [&request.start, &request.end] {
             if !key.is_empty() {
                 check_key(key)?;
             }
         }
-        let point = self.read_point("the scan", convert::consistency(request.consistency)?, deadline).await?;
-        let (out, queued) = mpsc::channel(SCAN_PAGES_QUEUED_MAX);
-        tokio::spawn(pages(point, request, out));
-        Ok(Response::new(Box::pin(ReceiverStream::new(queued))))
+        let wanted = Wanted::of(request.consistency, &request.token, request.at, request.max_staleness_ms)?;
+        let place = self.scans.place("the scan")?;
+        let point = self.reads.point("the scan", &wanted, deadline).await?;
+        Ok(Response::new(scan::start(point, request, place, scan::IDLE_MAX)))
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
         let deadline = deadline(&request, self.commit_deadline());
-        let default_level = self.view.borrow().default_durability();
+        let default_level = self.reads.view().borrow().default_durability();
         let commit = commit(request.into_inner(), default_level)?;
-        let (engine, timeline) = self.primary("a commit")?;
+        let (engine, timeline) = self.reads.primary("a commit")?;
         let asked = Asked::new(timeline, &commit);
         match engine.commit(commit, deadline).await {
             Ok(committed) => Ok(Response::new(self.committed(committed))),

@@ -86,3 +86,17 @@ fn the_engines_limits_are_said_with_both_numbers() {
         assert!(text.contains(found) && text.contains(limit), "{text}");
     }
 }
+
+#[test]
+fn what_the_engine_refuses_to_read_is_said_with_the_position() {
+    let position = Position::new(TimelineId::new(2), understudy_types::Lsn::new(0x0100_00A0));
+    let horizon = understudy_types::Lsn::new(0x0200_0000);
+    let error = read_error("the read", position, &ReadError::BelowHorizon { at: position.lsn, horizon });
+    assert_eq!(error.reason, understudy_rpc::error::Reason::PositionTooOld);
+    for word in ["0/010000A0@2", "0/02000000", "history_retention"] {
+        assert!(error.message.contains(word), "{word}: {}", error.message);
+    }
+    let replaced = ReadError::NotVisible { at: position.lsn, visible: position };
+    let error = read_error("the read", position, &replaced);
+    assert_eq!(error.reason, understudy_rpc::error::Reason::PositionNotReached);
+}

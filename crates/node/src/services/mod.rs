@@ -4,7 +4,9 @@ mod cluster;
 mod health;
 mod kv;
 mod members;
+mod reads;
 mod replication;
+mod scan;
 mod settings;
 mod waiting;
 
@@ -27,6 +29,7 @@ use understudy_types::limits::COMMIT_BYTES_MAX;
 
 use crate::config::ServerConfig;
 use crate::confirmer::Confirmer;
+use crate::freshness::{Confirmed, Heard};
 use crate::mesh::{Greeting, MeshService};
 use crate::upstream::Upstream;
 use crate::view::NodeView;
@@ -51,6 +54,10 @@ pub struct ServiceParts<G> {
     pub view: watch::Receiver<NodeView>,
     /// For linearizable reads.
     pub confirmer: Confirmer,
+    /// When a majority last confirmed this node, as the primary.
+    pub confirmed: watch::Receiver<Option<Confirmed>>,
+    /// How fresh this node's data is, as a standby.
+    pub heard: Arc<Heard>,
     /// Beats.
     pub mesh: MeshService<G>,
     /// Raft.
@@ -70,9 +77,18 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
     let (health, health_service) = Health::new().await;
     let stop = parts.stop.clone();
     let walsenders = parts.upstream.sender_settings_watch();
+    let history = parts.upstream.history_watch();
     let replication = ReplicationService::under(Arc::clone(&parts.upstream), parts.stop.clone(), walsenders)
         .seeding(parts.seeder);
-    let kv = kv::KvService::new(parts.view.clone(), parts.confirmer.clone());
+    let reads = reads::Reads::new(reads::ReadParts {
+        view: parts.view.clone(),
+        history,
+        confirmer: parts.confirmer.clone(),
+        confirmed: parts.confirmed,
+        heard: parts.heard,
+        stop: parts.stop.clone(),
+    });
+    let kv = kv::KvService::new(reads);
     let settings = settings::SettingsShell::new(parts.view.clone(), parts.control.clone(), parts.config);
     let changes = cluster::Changes { control: parts.control.clone(), settings };
     let cluster = cluster::ClusterService::new(parts.view, parts.confirmer, parts.upstream, changes);

@@ -1,0 +1,246 @@
+//! Reads that need not be the primary's: which node answers, and what happens when it does not.
+//!
+//! Nodes take turns. Who streams is known from the status of any node, asked again in the background at most once in
+//! [`ROSTER_AGE_MAX`] while such reads are made. A node that fails, refuses, or does not answer within the attempt timeout is
+//! passed over for [`SKIP`], the read goes to the next one, until its deadline; when all are passed over they are asked all
+//! the same.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::Status;
+use tonic::transport::Channel;
+use understudy_rpc::v1;
+use understudy_rpc::v1::kv_client::KvClient;
+
+use crate::classify::{Next, classify};
+use crate::error::ClientError;
+use crate::locate::Locator;
+use crate::options::Options;
+use crate::read::ReadPreference;
+
+/// Between two rounds over the nodes of a read that none of them answered.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long a node that failed is passed over.
+const SKIP: Duration = Duration::from_secs(1);
+/// How old the list of nodes may be before it is asked for again.
+const ROSTER_AGE_MAX: Duration = Duration::from_secs(1);
+/// A node that does not answer its status for this long does not know the list.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A node that answers reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Reader {
+    address: String,
+    is_primary: bool,
+}
+
+/// Who answers reads, as some node saw it.
+#[derive(Debug, Clone, Default)]
+struct Roster {
+    /// None before any node was asked.
+    asked_at: Option<Instant>,
+    readers: Vec<Reader>,
+}
+
+impl Roster {
+    fn of(status: &v1::StatusResponse) -> Vec<Reader> {
+        let streams = |member: &&v1::MemberStatus| match member.role.as_str() {
+            "primary" => member.state == "running",
+            "standby" => member.state == "streaming",
+            _ => false,
+        };
+        let reader = |member: &v1::MemberStatus| Reader {
+            address: member.address.clone(),
+            is_primary: member.role == "primary",
+        };
+        status.members.iter().filter(streams).map(reader).collect()
+    }
+}
+
+/// Shared by all reads of a client.
+pub(crate) struct Spread {
+    turn: AtomicUsize,
+    roster: watch::Sender<Roster>,
+    refreshing: AtomicBool,
+    /// Who is passed over, and until when.
+    skipped: Mutex<BTreeMap<String, Instant>>,
+}
+
+impl Default for Spread {
+    fn default() -> Self {
+        Self {
+            turn: AtomicUsize::new(0),
+            roster: watch::Sender::new(Roster::default()),
+            refreshing: AtomicBool::new(false),
+            skipped: Mutex::default(),
+        }
+    }
+}
+
+impl Spread {
+    /// Calls `send` with one node after the other, until one answers, one refuses for good, or `deadline` has come.
+    pub(crate) async fn read<T, F>(
+        self: &Arc<Self>,
+        locator: &Arc<Locator>,
+        options: &Options,
+        preference: ReadPreference,
+        send: F,
+    ) -> Result<T, ClientError>
+    where
+        F: Fn(KvClient<Channel>, Duration) -> BoxFuture<'static, Result<T, Status>>,
+    {
+        let deadline = Instant::now() + options.deadline;
+        loop {
+            let mut why = "no node is known that answers reads".to_owned();
+            for address in self.candidates(locator, options, preference).await {
+                if let Some(conflict) = locator.conflict() {
+                    return Err(ClientError::Invalid { message: conflict });
+                }
+                let left = deadline.saturating_duration_since(Instant::now()).min(options.attempt_timeout);
+                let client = locator.nodes.kv(&address)?;
+                why = match timeout(left, send(client, left)).await {
+                    Ok(Ok(value)) => return Ok(value),
+                    Ok(Err(status)) => {
+                        let failed = classify(&status);
+                        if let Next::Reject(error) = failed.next {
+                            return Err(ClientError::refused(error));
+                        }
+                        format!("{address}: {}", failed.why)
+                    }
+                    Err(_) => format!("{address} has not answered"),
+                };
+                tracing::debug!(address, why, "a read goes to the next node");
+                self.skip(address);
+                if Instant::now() >= deadline {
+                    return Err(ClientError::Unavailable { why });
+                }
+            }
+            if Instant::now() + PAUSE >= deadline {
+                return Err(ClientError::Unavailable { why });
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn skip(&self, address: String) {
+        let now = Instant::now();
+        let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        skipped.retain(|_, until| *until > now);
+        skipped.insert(address, now + SKIP);
+    }
+
+    /// Whom to ask, in this order.
+    async fn candidates(
+        self: &Arc<Self>,
+        locator: &Arc<Locator>,
+        options: &Options,
+        preference: ReadPreference,
+    ) -> Vec<String> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        if preference == ReadPreference::Endpoints {
+            return rotated(locator.nodes.seeds().to_vec(), turn);
+        }
+        let readers = self.readers(locator, options).await;
+        if readers.is_empty() {
+            return rotated(locator.nodes.addresses().into_iter().collect(), turn);
+        }
+        let (first, last): (Vec<Reader>, Vec<Reader>) = readers.into_iter().partition(|reader| match preference {
+            ReadPreference::PreferStandby => !reader.is_primary,
+            ReadPreference::Primary => reader.is_primary,
+            ReadPreference::Any | ReadPreference::Endpoints => true,
+        });
+        let mut order = rotated(first, turn);
+        order.extend(rotated(last, turn));
+        let now = Instant::now();
+        let skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed_over = |reader: &Reader| skipped.get(&reader.address).is_some_and(|until| *until > now);
+        // Stable: who is passed over keeps its order behind the others.
+        order.sort_by_key(passed_over);
+        order.into_iter().map(|reader| reader.address).collect()
+    }
+
+    async fn readers(self: &Arc<Self>, locator: &Arc<Locator>, options: &Options) -> Vec<Reader> {
+        let mut roster = self.roster.subscribe();
+        let asked_at = roster.borrow().asked_at;
+        if asked_at.is_none_or(|at| at.elapsed() >= ROSTER_AGE_MAX) && !self.refreshing.swap(true, Ordering::AcqRel) {
+            let (spread, locator) = (Arc::clone(self), Arc::clone(locator));
+            tokio::spawn(async move { spread.refresh(&locator).await });
+        }
+        if asked_at.is_none() {
+            // The first read waits for it, and does without it when nobody knows.
+            let known = timeout(options.attempt_timeout, roster.wait_for(|roster| roster.asked_at.is_some())).await;
+            tracing::trace!(known = known.is_ok(), "who answers reads was asked for");
+        }
+        let readers = roster.borrow().readers.clone();
+        readers
+    }
+
+    /// Asks all nodes who streams, and takes the word of those with the latest timeline.
+    async fn refresh(&self, locator: &Locator) {
+        let ask = locator.nodes.addresses().into_iter().map(|address| async move {
+            let mut client = locator.nodes.cluster(&address).ok()?;
+            let status = timeout(STATUS_TIMEOUT, client.status(v1::StatusRequest {})).await.ok()?.ok()?.into_inner();
+            locator.learn(&address, &status);
+            Some(status)
+        });
+        let answers = futures::future::join_all(ask).await;
+        // Of several the primary's word counts most: it knows best who streams from it.
+        let rank = |status: &v1::StatusResponse| (status.timeline, status.primary == status.answered_by);
+        let best = answers.into_iter().flatten().max_by_key(rank);
+        self.roster.send_modify(|roster| {
+            roster.asked_at = Some(Instant::now());
+            if let Some(status) = best {
+                roster.readers = Roster::of(&status);
+            }
+        });
+        self.refreshing.store(false, Ordering::Release);
+    }
+}
+
+fn rotated<T>(mut items: Vec<T>, turn: usize) -> Vec<T> {
+    if !items.is_empty() {
+        let middle = turn % items.len();
+        items.rotate_left(middle);
+    }
+    items
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_nodes_that_stream_or_are_the_primary_answer_reads() {
+        let member = |address: &str, role: &str, state: &str| v1::MemberStatus {
+            address: address.to_owned(),
+            role: role.to_owned(),
+            state: state.to_owned(),
+            ..v1::MemberStatus::default()
+        };
+        let status = v1::StatusResponse {
+            members: vec![
+                member("a:1", "primary", "running"),
+                member("b:1", "standby", "streaming"),
+                member("c:1", "standby", "catchup"),
+                member("d:1", "standby", "unreachable"),
+                member("e:1", "witness", "running"),
+                member("f:1", "standby", "stays_out"),
+            ],
+            ..v1::StatusResponse::default()
+        };
+        let readers: Vec<String> = Roster::of(&status).into_iter().map(|reader| reader.address).collect();
+        assert_eq!(readers, ["a:1", "b:1"]);
+    }
+
+    #[test]
+    fn turns_go_round() {
+        assert_eq!(rotated(vec![1, 2, 3], 4), [2, 3, 1]);
+        assert_eq!(rotated(Vec::<u8>::new(), 4), []);
+    }
+}
