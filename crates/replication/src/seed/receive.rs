@@ -214,10 +214,9 @@ impl Disk {
         let (ended, written) = mpsc::channel(WANTS_MAX + 1);
         let task = tokio::task::spawn_blocking(move || {
             while let Some(chunk) = coming.blocking_recv() {
-                if let Some(end) = writer.write(&chunk)?
-                    && ended.blocking_send(end).is_err()
-                {
-                    break;
+                let Some(end) = writer.write(&chunk)? else { continue };
+                if ended.blocking_send(end).is_err() {
+                    tracing::trace!("the attempt has ended; what has come is written all the same");
                 }
             }
             Ok(())
