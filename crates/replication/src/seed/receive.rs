@@ -162,7 +162,7 @@ async fn blocking<T: Send + 'static>(
 
 fn rate(bytes: u64, elapsed: Duration) -> u64 {
     let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-    bytes.saturating_mul(1000) / ms >> 20
+    (bytes.saturating_mul(1000) / ms) >> 20
 }
 
 /// Store and log from what is here, in `seed/new`. Blocks on IO.
