@@ -162,7 +162,7 @@ async fn blocking<T: Send + 'static>(
 
 fn rate(bytes: u64, elapsed: Duration) -> u64 {
     let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-    bytes.saturating_mul(1000) / ms >> 20
+    (bytes.saturating_mul(1000) / ms) >> 20
 }
 
 /// Store and log from what is here, in `seed/new`. Blocks on IO.
@@ -214,10 +214,9 @@ impl Disk {
         let (ended, written) = mpsc::channel(WANTS_MAX + 1);
         let task = tokio::task::spawn_blocking(move || {
             while let Some(chunk) = coming.blocking_recv() {
-                if let Some(end) = writer.write(&chunk)?
-                    && ended.blocking_send(end).is_err()
-                {
-                    break;
+                let Some(end) = writer.write(&chunk)? else { continue };
+                if ended.blocking_send(end).is_err() {
+                    tracing::trace!("the attempt has ended; what has come is written all the same");
                 }
             }
             Ok(())

@@ -11,8 +11,8 @@
 //! | 2 | `store` moves to `seed/old/store` | `seed/new/store` and `store` are there |
 //! | 3 | `seed/new/store` moves to `store` | `store` is not there |
 //! | 4, 5 | the same for `wal` | the same |
-//! | 6 | `seed/complete` goes | nothing new is left to move |
-//! | 7 | all of `seed` goes | there is no mark |
+//! | 6 | `seed/complete` becomes `seed/swapped` | nothing new is left to move |
+//! | 7 | all of `seed` goes | `seed/swapped` or `seed/old` is there, and no mark |
 //!
 //! Each step is one rename or removal and is durable before the next one begins; which one is due is read from the
 //! directory alone. So the swap may be broken off anywhere and is completed by the next start, before anything is
@@ -31,13 +31,13 @@ use super::objects::sync_dir;
 /// What a seed works in, below the data directory.
 pub const SEED_DIR: &str = "seed";
 const MARK: &str = "complete";
+const SWAPPED: &str = "swapped";
 const PARTS: [&str; 2] = ["store", "wal"];
 
 /// What is due next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
     Move { from: PathBuf, to: PathBuf },
-    RemoveFile(PathBuf),
     RemoveDir(PathBuf),
 }
 
@@ -89,10 +89,10 @@ fn next_step(data_dir: &Path) -> Option<Step> {
                 (false, _) => {}
             }
         }
-        return Some(Step::RemoveFile(mark));
+        return Some(Step::Move { from: mark, to: seed.join(SWAPPED) });
     }
     // Objects of an interrupted seed are worth keeping, unless a swap has used them.
-    if old.exists() {
+    if old.exists() || seed.join(SWAPPED).exists() {
         return Some(Step::RemoveDir(seed));
     }
     new.exists().then_some(Step::RemoveDir(new))
@@ -109,10 +109,6 @@ fn perform(step: &Step) -> Result<(), SeedError> {
             // The new place first: a name that stands twice after a crash is better than one that stands nowhere.
             sync_dir(&entered)?;
             sync_dir(&left)
-        }
-        Step::RemoveFile(path) => {
-            fs::remove_file(path).map_err(SeedError::io("remove", path))?;
-            sync_dir(&parent(path))
         }
         Step::RemoveDir(path) => {
             match fs::remove_dir_all(path) {
@@ -163,7 +159,7 @@ mod tests {
         assert_eq!(read(dir, "wal/watermark").as_deref(), Some("new"));
         assert_eq!(read(dir, "wal/diverged/1").as_deref(), with_old.then_some("kept for people"));
         assert_eq!(read(dir, "identity").as_deref(), Some("me"));
-        assert!(!dir.path().join("seed").exists() || !with_old);
+        assert!(!dir.path().join("seed").exists());
         assert!(!is_due(dir.path()));
         assert_eq!(next_step(dir.path()), None);
     }
