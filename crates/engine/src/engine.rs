@@ -18,6 +18,7 @@ use crate::error::{
     BeginTimelineError, EngineFailure, OpenError, OpenPrimaryError, ReadError, ReceiveError, RejoinError, RoleError,
     SealError, StopError,
 };
+use crate::observe::{Mark, Observer, Watched};
 use crate::queue::{Ordered, Queued, Refused};
 use crate::roles::{self, Rejoined, Role};
 use crate::session::Session;
@@ -115,6 +116,18 @@ impl Engine {
     /// The failure after which the process must exit; none while all is well.
     pub fn failure(&self) -> watch::Receiver<Option<Arc<EngineFailure>>> {
         self.shared().failure.subscribe()
+    }
+
+    /// Has `observer` told of the stages of commits from now on. The first one stays.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        self.shared().observe(observer);
+    }
+
+    /// What the upstream said of the WAL that is received next: these commits are traced.
+    pub fn mark(&self, marks: &[Mark]) {
+        if let Some(observer) = self.shared().observer() {
+            observer.marked(marks);
+        }
     }
 
     /// The role that the engine has. Waits while it changes.
@@ -246,6 +259,14 @@ impl Engine {
     /// # Errors
     /// See [`CommitError`]; only [`CommitError::Unknown`] may have taken effect.
     pub async fn commit(&self, commit: Commit, deadline: tokio::time::Instant) -> Result<Committed, CommitError> {
+        let Some(observer) = self.shared().observer() else { return self.make(commit, deadline).await };
+        let watched = Watched::begin(observer, commit.level, commit.trace);
+        let outcome = self.make(commit, deadline).await;
+        watched.end(&outcome);
+        outcome
+    }
+
+    async fn make(&self, commit: Commit, deadline: tokio::time::Instant) -> Result<Committed, CommitError> {
         let session = self.shared().session().ok_or(CommitError::NotPrimary)?;
         let level = commit.level;
         let answer = self.enqueue(&session, commit)?;
@@ -274,10 +295,11 @@ impl Engine {
         commit: Commit,
     ) -> Result<oneshot::Receiver<Result<Ordered, CommitError>>, CommitError> {
         let config = &self.shared().config;
-        let bytes = commit.bytes();
+        let (bytes, trace) = (commit.bytes(), commit.trace);
         let (record, preconditions) = commit.into_checked(config.segment_size)?;
         let (reply, answer) = oneshot::channel();
-        let queued = Queued { record, preconditions, bytes, reply };
+        let queued = self.shared().observer().map(|_| Instant::now());
+        let queued = Queued { record, preconditions, bytes, reply, queued, trace };
         match session.queue.push(queued, self.shared().unconfirmed_bytes()) {
             Ok(()) => Ok(answer),
             Err(Refused::Closed) => Err(CommitError::NotPrimary),

@@ -28,6 +28,7 @@ mod commit;
 mod config;
 mod engine;
 mod error;
+mod observe;
 mod pending;
 mod queue;
 mod roles;
@@ -45,4 +46,5 @@ pub use error::{
     BeginTimelineError, EngineFailure, OpenError, OpenPrimaryError, ReadError, ReceiveError, RejoinError, RoleError,
     SealError, StopError,
 };
+pub use observe::{Finished, Mark, Observer, TraceContext};
 pub use roles::{Rejoined, Role};

@@ -10,6 +10,7 @@
 //! it is told (INV-VISIBLE).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use understudy_store::StoreError;
@@ -77,12 +78,13 @@ impl Sequencer {
         let visible = self.shared.visible_now().lsn;
         self.pending.prune(visible);
         self.time_us = self.time_us.max(self.shared.clock.now_us());
+        let taken = self.shared.observer().map(|_| Instant::now());
         let start = self.appender.next();
         let mut bytes = BytesMut::new();
         let mut answers = Vec::with_capacity(commits.len());
         let mut failure = None;
         for commit in commits {
-            let Queued { record, preconditions, reply, .. } = commit;
+            let Queued { record, preconditions, reply, queued, trace, .. } = commit;
             if reply.is_closed() {
                 // Whoever asked has gone: nothing was written for it.
                 continue;
@@ -96,6 +98,11 @@ impl Sequencer {
                     Err(CommitError::NotDecided { why: UnknownReason::Failed })
                 }),
             };
+            if let (Some(observer), Some(queued), Some(taken)) = (self.shared.observer(), queued, taken)
+                && let Ok(Ordered::Appended(position)) = &answer
+            {
+                observer.sequenced(queued, taken, position.lsn, trace);
+            }
             answers.push((reply, answer));
         }
         if failure.is_none() {
@@ -110,6 +117,10 @@ impl Sequencer {
     fn append(&self, start: Lsn, bytes: BytesMut) -> Result<(), understudy_wal::WalError> {
         if bytes.is_empty() {
             return Ok(());
+        }
+        if let Some(observer) = self.shared.observer() {
+            // Before it is: the writer may have it on disk before this thread goes on.
+            observer.appended(start, self.appender.next(), Instant::now());
         }
         let end = self.shared.wal.append(start, bytes.freeze())?;
         assert!(end == self.appender.next(), "the log ends where the appender does");

@@ -9,6 +9,7 @@
 //! on reading memory, and if the ring has overtaken it meanwhile, that is found out by one small read of freshly written
 //! and so cached pages.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
+use understudy_engine::Mark;
 use understudy_rpc::v1;
 use understudy_types::{Lsn, NodeId};
 use understudy_wal::{Chunk, Decoder, WalReader};
@@ -49,6 +51,10 @@ impl<H: UpstreamHooks> Registration<H> {
             self.told = state;
             self.hooks.state(self.connection, state);
         }
+    }
+
+    fn sending(&self, standby: NodeId, piece: Range<Lsn>, read_began: std::time::Instant) -> Vec<Mark> {
+        self.hooks.sending(standby, piece, read_began)
     }
 
     fn acked(&self, position: AckPosition) {
@@ -200,6 +206,7 @@ impl<H: UpstreamHooks> Session<H> {
             Transmit::FetchDone => FromUpstream::FetchDone,
             Transmit::Stopping { reason } => FromUpstream::Stopping { reason },
             Transmit::Read { from, upto, bytes_max } => {
+                let read_began = std::time::Instant::now();
                 let chunk = self.read(upto, bytes_max).await.map_err(|error| {
                     tracing::error!(standby = %self.standby, %from, %upto, %error, "the wal could not be read");
                     Status::internal(format!("the wal from {from} to {upto} could not be read: {error}"))
@@ -208,7 +215,12 @@ impl<H: UpstreamHooks> Session<H> {
                     return Err(Status::internal(format!("there is no whole record from {from} to {upto}")));
                 };
                 self.check_first_record(&chunk)?;
-                FromUpstream::Data(self.sender.data(chunk.start, chunk.bytes, unix_us()))
+                let piece = chunk.start..chunk.end;
+                let mut data = self.sender.data(chunk.start, chunk.bytes, unix_us());
+                if let Some(registration) = &self.registration {
+                    data.marks = registration.sending(self.standby, piece, read_began);
+                }
+                FromUpstream::Data(data)
             }
         };
         Ok(Some(message))

@@ -250,6 +250,7 @@ fn commit(request: v1::CommitRequest) -> Result<Commit, RpcError> {
         level: convert::durability(request.durability)?,
         ops: request.operations.into_iter().map(operation).collect::<Result<_, _>>()?,
         preconditions: request.preconditions.into_iter().map(precondition).collect::<Result<_, _>>()?,
+        trace: None,
     })
 }
 
