@@ -7,3 +7,4 @@ mod emptied;
 mod freeze;
 mod kill;
 mod restart;
+mod tracing;

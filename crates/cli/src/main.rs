@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use understudy_client::{Client, Options};
+use understudy_node::telemetry::handle::traced;
 
 use crate::args::{Cli, Command};
 use crate::exit::Exit;
@@ -51,9 +52,9 @@ async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Server(args) => server::run(args).await,
         Command::Status => status::run(&connect().await?, output).await,
         Command::History => history::run(&connect().await?, output).await,
-        Command::Get(args) => kv::get(&connect().await?, output, args).await,
-        Command::Put(args) => kv::put(&connect().await?, output, args).await,
-        Command::Delete(args) => kv::delete(&connect().await?, output, args).await,
+        Command::Get(args) => traced("get", async { kv::get(&connect().await?, output, args).await }).await?,
+        Command::Put(args) => traced("put", async { kv::put(&connect().await?, output, args).await }).await?,
+        Command::Delete(args) => traced("delete", async { kv::delete(&connect().await?, output, args).await }).await?,
         Command::Scan(args) => kv::scan(&connect().await?, output, args).await,
         Command::Load(args) => load::run(connect().await?, output, args).await,
     }

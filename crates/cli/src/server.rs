@@ -23,6 +23,9 @@ pub struct ServerArgs {
     /// Where its gRPC port listens
     #[arg(long, env = "UNDERSTUDY_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:7400")]
     listen: SocketAddr,
+    /// Where its HTTP port listens, with /metrics, /liveness and /readiness [default: no HTTP port]
+    #[arg(long, env = "UNDERSTUDY_HTTP_LISTEN", value_name = "IP:PORT")]
+    http_listen: Option<SocketAddr>,
     /// Under which address the other nodes and the clients reach it [default: the listen address]
     #[arg(long, env = "UNDERSTUDY_ADVERTISE", value_name = "HOST:PORT")]
     advertise: Option<String>,
@@ -85,6 +88,7 @@ impl From<Box<ServerArgs>> for ServerConfig {
             name: args.name,
             data_dir: args.data_dir,
             listen: args.listen,
+            http_listen: args.http_listen,
             advertise: args.advertise.unwrap_or_else(|| args.listen.to_string()),
             initial_cluster: args.initial_cluster,
             segment_size: args.wal_segment_size,

@@ -278,6 +278,7 @@ fn get_request(key: Bytes, consistency: v1::Consistency) -> Result<v1::GetReques
 fn within<T>(message: T, left: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(left);
+    crate::trace::inject(request.metadata_mut());
     request
 }
 

@@ -29,6 +29,7 @@
 //! | `nodes` | one multiplexed connection per node |
 //! | `locate` | one task that finds the primary |
 //! | `route` | one call: attempts, races, backoff, until the deadline |
+//! | `trace` | the caller's trace goes with the call |
 //! | `classify` | what a gRPC status means for the next attempt |
 
 mod classify;
@@ -40,6 +41,7 @@ mod nodes;
 mod options;
 mod route;
 mod scan;
+mod trace;
 
 pub use client::{Client, NodeAnswer, Read, Versioned};
 pub use commit::{Commit, CommitOutcome};

@@ -61,8 +61,8 @@ pub trait Observer: FlushObserver {
     /// bytes are in the log.
     fn sequenced(&self, queued: Instant, taken: Instant, end: Lsn, trace: Option<TraceContext>);
 
-    /// A batch of commits goes into the log.
-    fn appended(&self, start: Lsn, end: Lsn, at: Instant);
+    /// A batch of commits, taken from the queue at `taken`, goes into the log.
+    fn appended(&self, taken: Instant, start: Lsn, end: Lsn, at: Instant);
 
     /// What an upstream sent goes into the log.
     fn received(&self, start: Lsn, end: Lsn, at: Instant);

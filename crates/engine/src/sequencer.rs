@@ -106,7 +106,7 @@ impl Sequencer {
             answers.push((reply, answer));
         }
         if failure.is_none() {
-            failure = self.append(start, bytes).err().map(EngineFailure::from);
+            failure = self.append(taken, start, bytes).err().map(EngineFailure::from);
         }
         if failure.is_some() {
             answers.iter_mut().for_each(|(_, answer)| unknown_if_appended(answer));
@@ -114,13 +114,13 @@ impl Sequencer {
         (answers, failure)
     }
 
-    fn append(&self, start: Lsn, bytes: BytesMut) -> Result<(), understudy_wal::WalError> {
+    fn append(&self, taken: Option<Instant>, start: Lsn, bytes: BytesMut) -> Result<(), understudy_wal::WalError> {
         if bytes.is_empty() {
             return Ok(());
         }
-        if let Some(observer) = self.shared.observer() {
+        if let (Some(observer), Some(taken)) = (self.shared.observer(), taken) {
             // Before it is: the writer may have it on disk before this thread goes on.
-            observer.appended(start, self.appender.next(), Instant::now());
+            observer.appended(taken, start, self.appender.next(), Instant::now());
         }
         let end = self.shared.wal.append(start, bytes.freeze())?;
         assert!(end == self.appender.next(), "the log ends where the appender does");

@@ -11,6 +11,7 @@
 //! | [`agent`] | gives the node its role: the pure core's decisions, carried out |
 //! | [`sync_list`], [`upstream`] | the WAL plane's ends, joined with the control plane |
 //! | [`services`], [`view`] | the gRPC port, and what it sees of the node |
+//! | [`telemetry`], [`http`] | log, metrics and traces; the HTTP port |
 //!
 //! `control` and `replication` never see each other: they meet here.
 
@@ -19,6 +20,7 @@ pub mod bootstrap;
 pub mod config;
 pub mod confirmer;
 pub mod convert;
+pub mod http;
 pub mod identity;
 pub mod mesh;
 pub mod promises;

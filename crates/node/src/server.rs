@@ -32,7 +32,10 @@ use crate::identity::{DataDir, DataDirError, random_u64};
 use crate::mesh::{EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
 use crate::services::{self, ServiceParts};
-use crate::telemetry::{self, FilterError};
+use crate::http::HttpPort;
+use crate::telemetry::collect::Collector;
+use crate::telemetry::otlp::ExportError;
+use crate::telemetry::{self, FilterError, Telemetry};
 use crate::upstream::Upstream;
 use crate::view::NodeView;
 
@@ -64,6 +67,19 @@ pub enum ServerError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The same for the HTTP port.
+    #[error(
+        "cannot listen for http on {address}: {source}; choose another --http-listen address, or stop what uses this one"
+    )]
+    ListenHttp {
+        /// `--http-listen`.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The environment asks for traces that cannot be exported.
+    #[error(transparent)]
+    Traces(#[from] ExportError),
     /// The Raft log cannot be used.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -220,6 +236,7 @@ struct Server {
     events: mpsc::Receiver<crate::mesh::MeshEvent>,
     health: services::Health,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    telemetry: Telemetry,
     stop: CancellationToken,
     /// Cancelled last, when the node has no role any more.
     stop_serving: CancellationToken,
@@ -231,7 +248,12 @@ impl Server {
         let data_dir = DataDir::open(&*files, &config.data_dir, &config.name, config.segment_size)?;
         let address = config.listen;
         let listener = TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })?;
+        let http = match config.http_listen {
+            Some(address) => Some(HttpPort::bind(address).await.map_err(|source| ServerError::ListenHttp { address, source })?),
+            None => None,
+        };
         let me = Me { node_id: data_dir.identity().node_id, incarnation: Incarnation::new(random_u64()?) };
+        let telemetry = Telemetry::start(config.name.as_str(), me.node_id, http.is_some())?;
         tracing::info!(name = %config.name, node_id = %me.node_id, incarnation = %me.incarnation, %address,
             data_dir = %config.data_dir.display(), "starting");
 
@@ -256,7 +278,7 @@ impl Server {
         let mesh =
             MeshHandles { me, outgoing: outgoing_rx, standing: standing_rx, events: events_tx, answers: answers_tx };
         let confirmer = Confirmer::spawn(me.node_id, outgoing.clone(), answers, stop_serving.clone());
-        let upstream = Arc::new(Upstream::new());
+        let upstream = Arc::new(Upstream::new(telemetry.clone()));
         let (view, view_rx) = watch::channel(NodeView {
             me: me.node_id,
             cluster: Arc::new(ClusterState::default()),
@@ -274,6 +296,10 @@ impl Server {
             incarnation: me.incarnation,
             control: control.clone(),
         };
+        if let Some(http) = http {
+            let name = config.name.to_string();
+            http.serve(Collector::new(name, view_rx.clone(), confirmer.clone(), telemetry.clone()), stop_serving.clone());
+        }
         let (health, serving) = services::spawn(ServiceParts {
             listener,
             view: view_rx,
@@ -281,6 +307,7 @@ impl Server {
             mesh: MeshService::new(mesh.clone(), greeter, stop_serving.clone()),
             control: control.clone(),
             upstream: Arc::clone(&upstream),
+            telemetry: telemetry.clone(),
             stop: stop_serving.clone(),
         })
         .await;
@@ -299,6 +326,7 @@ impl Server {
             events,
             health,
             serving,
+            telemetry,
             stop,
             stop_serving,
         })
@@ -320,6 +348,7 @@ impl Server {
             Ok(Err(error)) => tracing::warn!(%error, "the grpc port ended badly"),
             Err(_) => tracing::warn!("connections did not end in time"),
         }
+        self.telemetry.stop().await;
         tracing::info!("stopped");
         outcome
     }
@@ -338,6 +367,7 @@ impl Server {
             failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
             engine = self.open_engine(&cluster, &mut promises) => engine?,
         };
+        self.telemetry.watch(&engine);
         let mut wal_failure = engine.wal().failure();
         let mut engine_failure = engine.failure();
         let agent = Agent::new(AgentParts {

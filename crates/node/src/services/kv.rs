@@ -13,7 +13,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use understudy_engine::{Commit, CommitError, Condition, Engine, InvalidCommit, Precondition, UnknownReason};
+use understudy_engine::{
+    Commit, CommitError, Condition, Engine, InvalidCommit, Precondition, TraceContext, UnknownReason,
+};
 use understudy_rpc::error::{RpcError, UnknownWhy};
 use understudy_rpc::{convert, v1};
 use understudy_store::{KeyRange, PageLimit};
@@ -21,6 +23,7 @@ use understudy_types::{Position, TimelineId, limits};
 use understudy_wal::Op;
 
 use crate::confirmer::{Confirmer, Unconfirmed};
+use crate::telemetry::Telemetry;
 use crate::view::NodeView;
 
 /// A commit without a deadline of its own waits this long for the sync standbys.
@@ -38,6 +41,7 @@ const SCAN_PAGE_BYTES_MAX: usize = 256 << 10;
 pub struct KvService {
     view: watch::Receiver<NodeView>,
     confirmer: Confirmer,
+    telemetry: Telemetry,
 }
 
 /// Where a read stands.
@@ -48,8 +52,8 @@ struct ReadPoint {
 
 impl KvService {
     /// Over what the agent publishes.
-    pub fn new(view: watch::Receiver<NodeView>, confirmer: Confirmer) -> Self {
-        Self { view, confirmer }
+    pub fn new(view: watch::Receiver<NodeView>, confirmer: Confirmer, telemetry: Telemetry) -> Self {
+        Self { view, confirmer, telemetry }
     }
 
     fn engine(&self, asked: &str) -> Result<Engine, RpcError> {
@@ -313,7 +317,9 @@ impl v1::kv_server::Kv for KvService {
         let deadline = deadline(&request, CONFIRM_DEADLINE);
         let request = request.into_inner();
         check_key(&request.key)?;
-        let point = self.read_point("the read", convert::consistency(request.consistency)?, deadline).await?;
+        let consistency = convert::consistency(request.consistency)?;
+        let _timed = self.telemetry.read(consistency);
+        let point = self.read_point("the read", consistency, deadline).await?;
         let (engine, key, at) = (point.engine, request.key, point.position.lsn);
         let found = blocking(move || engine.get(&key, at)).await?;
         let read_position = Some(point.position.into());
@@ -334,15 +340,31 @@ impl v1::kv_server::Kv for KvService {
                 check_key(key)?;
             }
         }
-        let point = self.read_point("the scan", convert::consistency(request.consistency)?, deadline).await?;
+        let consistency = convert::consistency(request.consistency)?;
+        let _timed = self.telemetry.read(consistency);
+        let point = self.read_point("the scan", consistency, deadline).await?;
         let (out, queued) = mpsc::channel(SCAN_PAGES_QUEUED_MAX);
         tokio::spawn(pages(point, request, out));
         Ok(Response::new(Box::pin(ReceiverStream::new(queued))))
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
+        let span = self.telemetry.commit_span(request.metadata());
         let deadline = deadline(&request, COMMIT_DEADLINE);
-        let commit = commit(request.into_inner())?;
+        let outcome = self.commit_traced(request.into_inner(), deadline, span.trace()).await;
+        span.end(&outcome);
+        outcome
+    }
+}
+
+impl KvService {
+    async fn commit_traced(
+        &self,
+        request: v1::CommitRequest,
+        deadline: Instant,
+        trace: Option<TraceContext>,
+    ) -> Result<Response<v1::CommitResponse>, Status> {
+        let commit = Commit { trace, ..commit(request)? };
         let (engine, timeline) = self.primary("a commit")?;
         let required = commit.preconditions.iter().map(|precondition| describe(&precondition.condition)).collect();
         let asked = Asked { timeline, required };

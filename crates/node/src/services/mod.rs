@@ -3,6 +3,7 @@
 mod cluster;
 mod health;
 mod kv;
+mod metered;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,9 +23,11 @@ use understudy_types::limits::COMMIT_BYTES_MAX;
 
 use crate::confirmer::Confirmer;
 use crate::mesh::{Greeting, MeshService};
+use crate::telemetry::Telemetry;
 use crate::upstream::Upstream;
 use crate::view::NodeView;
 
+pub use cluster::{NOT_WRITABLE, not_writable};
 pub use health::Health;
 
 /// The largest request: a commit at its limit with what protobuf adds, in bytes.
@@ -51,6 +54,8 @@ pub struct ServiceParts<G> {
     pub control: Control,
     /// What standbys stream from.
     pub upstream: Arc<Upstream>,
+    /// Metrics and traces.
+    pub telemetry: Telemetry,
     /// Ends all of it.
     pub stop: CancellationToken,
 }
@@ -60,7 +65,7 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
     let (health, health_service) = Health::new().await;
     let stop = parts.stop.clone();
     let replication = ReplicationService::new(parts.upstream, parts.stop.clone());
-    let kv = kv::KvService::new(parts.view.clone(), parts.confirmer.clone());
+    let kv = kv::KvService::new(parts.view.clone(), parts.confirmer.clone(), parts.telemetry.clone());
     let cluster = cluster::ClusterService::new(parts.view, parts.confirmer);
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -69,6 +74,7 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .layer(metered::MeteredLayer::new(parts.telemetry))
         .add_service(health_service)
         .add_service(v1::kv_server::KvServer::new(kv).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(v1::cluster_server::ClusterServer::new(cluster))
@@ -89,7 +95,9 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
 }
 
 async fn serve(
-    router: tonic::transport::server::Router,
+    router: tonic::transport::server::Router<
+        tower::layer::util::Stack<metered::MeteredLayer, tower::layer::util::Identity>,
+    >,
     incoming: impl futures::Stream<Item = std::io::Result<tokio::net::TcpStream>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
