@@ -107,13 +107,10 @@ async fn spans_of(
     trace: u128,
     complete: impl Fn(&[Seen]) -> bool,
 ) -> Result<Vec<Seen>> {
-    let of = |all: &[Seen]| -> Vec<Seen> {
-        all.iter().filter(|span| span.trace == trace.to_be_bytes()).cloned().collect()
-    };
-    let waited = tokio::time::timeout(PATIENCE, seen.wait_for(|all| complete(&of(all)))).await;
-    if let Err(_elapsed) = waited {
-        anyhow::bail!("not all spans came: {:#?}", of(&seen.borrow()));
-    }
+    let of =
+        |all: &[Seen]| -> Vec<Seen> { all.iter().filter(|span| span.trace == trace.to_be_bytes()).cloned().collect() };
+    let came = tokio::time::timeout(PATIENCE, seen.wait_for(|all| complete(&of(all)))).await.is_ok();
+    ensure!(came, "not all spans came: {:#?}", of(&seen.borrow()));
     Ok(of(&seen.borrow()))
 }
 
@@ -128,10 +125,9 @@ fn tree(spans: &[Seen]) -> BTreeSet<(String, String, String)> {
 
 fn expected(primary: &str, standbys: &[String]) -> BTreeSet<(String, String, String)> {
     let commit = format!("commit on {primary}");
-    let mut tree: BTreeSet<(String, String, String)> =
-        ["queue", "append", "flush", "send", "apply", "acknowledge"]
-            .map(|name| (name.to_owned(), primary.to_owned(), commit.clone()))
-            .into();
+    let mut tree: BTreeSet<(String, String, String)> = ["queue", "append", "flush", "send", "apply", "acknowledge"]
+        .map(|name| (name.to_owned(), primary.to_owned(), commit.clone()))
+        .into();
     tree.insert(("commit".to_owned(), primary.to_owned(), "the client".to_owned()));
     for standby in standbys {
         for name in ["remote flush", "apply"] {
@@ -195,7 +191,10 @@ async fn one_commit_is_one_trace_over_all_nodes() -> Result<()> {
     assert!(order.is_sorted_by(|a, b| *a <= b + slack_ns), "{order:?}");
 
     by_the_command_line(dir.path(), &cluster, &mut seen).await?;
-    ensure!(!seen.borrow().iter().any(|span| span.trace == u128::to_be_bytes(unsampled)), "the unsampled one was traced");
+    ensure!(
+        !seen.borrow().iter().any(|span| span.trace == u128::to_be_bytes(unsampled)),
+        "the unsampled one was traced"
+    );
     cluster.finish().await
 }
 
@@ -244,8 +243,11 @@ fn sample(text: &str, name: &str) -> Option<f64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_shows_metrics_and_readiness() -> Result<()> {
     let names = ["n1", "n2", "n3"];
-    let http_ports: BTreeMap<String, String> =
-        names.iter().zip(ports::free(names.len())?).map(|(name, port)| (name.to_string(), format!("127.0.0.1:{port}"))).collect();
+    let http_ports: BTreeMap<String, String> = names
+        .iter()
+        .zip(ports::free(names.len())?)
+        .map(|(name, port)| (name.to_string(), format!("127.0.0.1:{port}")))
+        .collect();
     let mut options = Options::default();
     for (name, address) in &http_ports {
         options = options.node(name, &["--http-listen", address]);

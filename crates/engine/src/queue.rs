@@ -173,7 +173,17 @@ mod tests {
 
     fn commit(bytes: u64) -> (Queued, oneshot::Receiver<Result<Ordered, CommitError>>) {
         let (reply, answer) = oneshot::channel();
-        (Queued { record: CommitRecord::default(), preconditions: Vec::new(), bytes, reply, queued: None, trace: None }, answer)
+        (
+            Queued {
+                record: CommitRecord::default(),
+                preconditions: Vec::new(),
+                bytes,
+                reply,
+                queued: None,
+                trace: None,
+            },
+            answer,
+        )
     }
 
     #[test]

@@ -28,11 +28,11 @@ use crate::agent::{Agent, AgentParts};
 use crate::bootstrap;
 use crate::config::{ConfigError, ServerConfig};
 use crate::confirmer::Confirmer;
+use crate::http::HttpPort;
 use crate::identity::{DataDir, DataDirError, random_u64};
 use crate::mesh::{EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
 use crate::services::{self, ServiceParts};
-use crate::http::HttpPort;
 use crate::telemetry::collect::Collector;
 use crate::telemetry::otlp::ExportError;
 use crate::telemetry::{self, FilterError, Telemetry};
@@ -249,7 +249,9 @@ impl Server {
         let address = config.listen;
         let listener = TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })?;
         let http = match config.http_listen {
-            Some(address) => Some(HttpPort::bind(address).await.map_err(|source| ServerError::ListenHttp { address, source })?),
+            Some(address) => {
+                Some(HttpPort::bind(address).await.map_err(|source| ServerError::ListenHttp { address, source })?)
+            }
             None => None,
         };
         let me = Me { node_id: data_dir.identity().node_id, incarnation: Incarnation::new(random_u64()?) };
@@ -298,7 +300,10 @@ impl Server {
         };
         if let Some(http) = http {
             let name = config.name.to_string();
-            http.serve(Collector::new(name, view_rx.clone(), confirmer.clone(), telemetry.clone()), stop_serving.clone());
+            http.serve(
+                Collector::new(name, view_rx.clone(), confirmer.clone(), telemetry.clone()),
+                stop_serving.clone(),
+            );
         }
         let (health, serving) = services::spawn(ServiceParts {
             listener,

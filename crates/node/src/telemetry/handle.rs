@@ -32,13 +32,7 @@ pub struct Telemetry {
 impl Telemetry {
     /// Nothing is measured.
     pub fn off() -> Self {
-        Self {
-            instruments: Arc::default(),
-            stages: None,
-            spans: None,
-            export: None,
-            started: SystemTime::now(),
-        }
+        Self { instruments: Arc::default(), stages: None, spans: None, export: None, started: SystemTime::now() }
     }
 
     /// Metrics if `metrics`, traces if the environment asks for them.
@@ -49,8 +43,8 @@ impl Telemetry {
         let instruments = Arc::<Instruments>::default();
         let export = Export::from_environment(Exporting::Node { name, id }, &instruments)?;
         let spans = export.as_ref().map(|export| Spans::start(export.tracer().clone(), Arc::clone(&instruments)));
-        let stages = (metrics || spans.is_some())
-            .then(|| Arc::new(Stages::new(Arc::clone(&instruments), spans.clone())));
+        let stages =
+            (metrics || spans.is_some()).then(|| Arc::new(Stages::new(Arc::clone(&instruments), spans.clone())));
         Ok(Self { instruments, stages, spans, export, started: SystemTime::now() })
     }
 

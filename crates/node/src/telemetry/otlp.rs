@@ -77,8 +77,7 @@ impl Export {
         let exporter = exporter.map_err(|source| ExportError { endpoint: endpoint.clone(), source })?;
         let exporter = Counted { exporter, instruments: Arc::clone(instruments), failing: AtomicBool::new(false) };
         // The sampler and the limits are the SDK's, from the environment.
-        let provider =
-            SdkTracerProvider::builder().with_resource(resource(who)).with_batch_exporter(exporter).build();
+        let provider = SdkTracerProvider::builder().with_resource(resource(who)).with_batch_exporter(exporter).build();
         let tracer = provider.tracer(SERVICE_NAME);
         tracing::info!(%endpoint, "traces are exported");
         Ok(Some(Self { provider, tracer }))

@@ -173,10 +173,8 @@ fn lsn(mark: &Mark) -> KeyValue {
 
 fn make(tracer: &SdkTracer, record: Record, wall: Wall) {
     let span = |name: &'static str, kind: SpanKind, mark: &Mark, began: Instant, ended: Instant| {
-        let builder = SpanBuilder::from_name(name)
-            .with_kind(kind)
-            .with_start_time(wall.at(began))
-            .with_attributes([lsn(mark)]);
+        let builder =
+            SpanBuilder::from_name(name).with_kind(kind).with_start_time(wall.at(began)).with_attributes([lsn(mark)]);
         tracer.build_with_context(builder, &parent(mark.trace)).end_with_timestamp(wall.at(ended));
     };
     match record {
