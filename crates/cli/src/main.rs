@@ -52,7 +52,7 @@ async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Server(args) => server::run(args).await,
         Command::Status => status::run(&connect().await?, output).await,
         Command::History => history::run(&connect().await?, output).await,
-        Command::Get(args) => traced("get", async { kv::get(&connect().await?, output, args).await }).await?,
+        Command::Get(args) => kv::get(&connect().await?, output, args).await,
         Command::Put(args) => traced("put", async { kv::put(&connect().await?, output, args).await }).await?,
         Command::Delete(args) => traced("delete", async { kv::delete(&connect().await?, output, args).await }).await?,
         Command::Scan(args) => kv::scan(&connect().await?, output, args).await,

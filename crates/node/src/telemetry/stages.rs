@@ -265,10 +265,12 @@ impl Observer for Stages {
                 }
             }
             let mut marks = Vec::new();
+            // Both are in the order of the log.
+            let mut batches = took.iter().peekable();
             while let Some(mark) = state.marks.front().copied().filter(|mark| mark.end <= to) {
                 state.marks.pop_front();
-                let batch = took.iter().find(|took| took.batch.end >= mark.end);
-                if let Some(Took { batch, flushed, .. }) = batch {
+                while batches.next_if(|took| took.batch.end < mark.end).is_some() {}
+                if let Some(Took { batch, flushed, .. }) = batches.peek() {
                     let (origin, appended) = (batch.origin, batch.at);
                     marks.push(Applied { mark, origin, appended, flushed: *flushed, began, ended });
                 }

@@ -80,7 +80,7 @@ metrics! {
     COMMITS_IN_FLIGHT = Gauge "understudy_commits_in_flight" [] "Commits that were asked for and are not answered: queued, or waiting for their level.";
     COMMIT_SECONDS = Histogram "understudy_commit_seconds" ["level"] "From a commit's arrival to its acknowledgement; those that were not acknowledged are left out.";
     COMMIT_STAGE = Histogram "understudy_commit_stage_seconds" ["stage"] "How long each stage took: queue for each commit, append, flush, remote_flush, safe and apply for each batch of them.";
-    READ_SECONDS = Histogram "understudy_read_seconds" ["consistency"] "From a read's arrival to its answer, of a scan to its first page.";
+    READ_SECONDS = Histogram "understudy_read_seconds" ["consistency"] "From a read's arrival to its answer; of a scan until its position is known and, if asked for, confirmed.";
     GRPC_REQUESTS = Counter "understudy_grpc_requests_total" ["method", "code"] "Answered gRPC requests, by method and status; of a stream, the status with which it began.";
     HTTP_REFUSED = Counter "understudy_http_refused_total" [] "Connections to the HTTP port that were closed because too many were open.";
     TRACE_DROPPED = Counter "understudy_trace_dropped_total" ["what"] "Traced commits (mark) and spans (span) that were given up because too many waited.";
