@@ -11,3 +11,4 @@ mod reads;
 mod restart;
 mod seeding;
 mod settings;
+mod tracing;

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use understudy_client::{Client, Options};
+use understudy_node::telemetry::handle::traced;
 
 use crate::args::{Cli, Command, MembersCommand};
 use crate::exit::Exit;
@@ -60,8 +61,8 @@ async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Replication => replication::run(&connect().await?, output).await,
         Command::Sync(args) => sync::run(&connect().await?, output, args).await,
         Command::Get(args) => kv::get(&connect().await?, output, args).await,
-        Command::Put(args) => kv::put(&connect().await?, output, args).await,
-        Command::Delete(args) => kv::delete(&connect().await?, output, args).await,
+        Command::Put(args) => traced("put", async { kv::put(&connect().await?, output, args).await }).await?,
+        Command::Delete(args) => traced("delete", async { kv::delete(&connect().await?, output, args).await }).await?,
         Command::Scan(args) => kv::scan(&connect().await?, output, args).await,
         Command::Load(args) => load::run(connect().await?, output, args).await,
     }

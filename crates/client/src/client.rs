@@ -309,6 +309,7 @@ fn get_request(key: Bytes, options: &ReadOptions) -> Result<v1::GetRequest, Clie
 pub(crate) fn within<T>(message: T, left: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(left);
+    crate::trace::inject(request.metadata_mut());
     request
 }
 

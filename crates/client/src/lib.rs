@@ -33,6 +33,7 @@
 //! | `locate` | one task that finds the primary |
 //! | `route` | one call: attempts, races, backoff, until the deadline |
 //! | `spread` | reads that others than the primary may answer |
+//! | `trace` | the caller's trace goes with the call |
 //! | `classify` | what a gRPC status means for the next attempt |
 
 mod admin;
@@ -49,6 +50,7 @@ mod route;
 mod scan;
 mod session;
 mod spread;
+mod trace;
 
 pub use client::{Client, NodeAnswer, Read, Versioned};
 pub use commit::{Commit, CommitOutcome};

@@ -9,6 +9,7 @@
 //! It never retries: an error of log or store is latched, and the process exits.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::watch;
 use understudy_store::AppliedCommit;
@@ -83,7 +84,11 @@ impl Applier {
             session.flushed.release(flushed);
         }
         let Some(chunk) = reader.read(safe.min(flushed), BATCH_BYTES_MAX)? else { return Ok(Turn::Idle) };
+        let observed = self.shared.observer().map(|observer| (observer, Instant::now()));
         let visible = apply(&self.shared, &chunk)?;
+        if let Some((observer, began)) = observed {
+            observer.applied(chunk.start, visible.lsn, began, Instant::now());
+        }
         self.shared.publish_visible(visible);
         drop(reader);
         Ok(Turn::Applied)

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use understudy_types::{DurabilityLevel, Position, RequestId, SegmentSize, limits};
 use understudy_wal::{CommitRecord, Op, max_commit_bytes};
 
+use crate::observe::TraceContext;
+
 /// What is asked: all operations or none, if every precondition holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Commit {
@@ -18,6 +20,8 @@ pub struct Commit {
     pub preconditions: Vec<Precondition>,
     /// When it is acknowledged.
     pub level: DurabilityLevel,
+    /// The trace that it belongs to; none for one that is not traced.
+    pub trace: Option<TraceContext>,
 }
 
 /// What must hold of a key.

@@ -19,6 +19,7 @@ use crate::error::{
     BeginTimelineError, EngineFailure, OpenError, OpenPrimaryError, ReadError, ReceiveError, RejoinError, RoleError,
     SealError, StopError,
 };
+use crate::observe::{Mark, Observer};
 use crate::roles::{self, Rejoined, Role};
 use crate::shared::Shared;
 use crate::threads;
@@ -168,6 +169,18 @@ impl Engine {
     /// The same as it changes: with checkpoints and removals.
     pub fn watch_retention(&self) -> watch::Receiver<Retention> {
         self.shared().retention.subscribe()
+    }
+
+    /// Has `observer` told of the stages of commits from now on. The first one stays.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        self.shared().observe(observer);
+    }
+
+    /// What the upstream said of the WAL that is received next: these commits are traced.
+    pub fn mark(&self, marks: &[Mark]) {
+        if let Some(observer) = self.shared().observer() {
+            observer.marked(marks);
+        }
     }
 
     /// The role that the engine has. Waits while it changes.

@@ -34,6 +34,7 @@ mod config;
 mod engine;
 mod error;
 mod gc;
+mod observe;
 mod pending;
 mod queue;
 mod roles;
@@ -54,5 +55,6 @@ pub use error::{
     BeginTimelineError, EngineFailure, OpenError, OpenPrimaryError, ReadError, ReceiveError, RejoinError, RoleError,
     SealError, StopError,
 };
+pub use observe::{Finished, Mark, Observer, TraceContext};
 pub use roles::{Rejoined, Role};
 pub use waiting::{CancelWaiting, WAITING_COMMITS_MAX, WaitStage, Waiting, WaitingCommit};

@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use understudy_types::{Lsn, Position};
 use understudy_wal::CommitRecord;
 
 use crate::commit::{CommitError, Precondition};
+use crate::observe::TraceContext;
 
 /// Commits in the queue, whatever their size.
 const QUEUE_COMMITS_MAX: usize = 65_536;
@@ -46,6 +47,10 @@ pub(crate) struct Queued {
     /// Of keys and values.
     pub bytes: u64,
     pub reply: Reply,
+    /// When it was queued; none when nobody observes.
+    pub queued: Option<Instant>,
+    /// None for one that is not traced.
+    pub trace: Option<TraceContext>,
 }
 
 impl Queued {
@@ -184,7 +189,17 @@ mod tests {
 
     fn commit(bytes: u64) -> (Queued, oneshot::Receiver<Result<Ordered, CommitError>>) {
         let (reply, answer) = oneshot::channel();
-        (Queued { record: CommitRecord::default(), preconditions: Vec::new(), bytes, reply }, answer)
+        (
+            Queued {
+                record: CommitRecord::default(),
+                preconditions: Vec::new(),
+                bytes,
+                reply,
+                queued: None,
+                trace: None,
+            },
+            answer,
+        )
     }
 
     #[test]

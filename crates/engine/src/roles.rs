@@ -23,6 +23,7 @@
 use std::fmt;
 use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use understudy_types::{Lsn, Position, TimelineHistory, TimelineId};
@@ -153,6 +154,9 @@ pub(crate) fn receive(shared: &Shared, start: Lsn, bytes: Bytes) -> Result<Lsn, 
     if end > until {
         return Err(ReceiveError::BeyondFetch { end, until });
     }
+    let Some(observer) = shared.observer() else { return Ok(shared.wal.append(start, bytes)?) };
+    // Before it is appended: the applier may be through with it before this thread goes on.
+    observer.received(start, end, Instant::now());
     Ok(shared.wal.append(start, bytes)?)
 }
 

@@ -10,6 +10,7 @@
 //! it is told (INV-VISIBLE).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use understudy_store::StoreError;
@@ -82,12 +83,13 @@ impl Sequencer {
         let visible = self.shared.visible_now().lsn;
         self.pending.prune(visible);
         self.time_us = self.time_us.max(self.shared.clock.now_us());
+        let taken = self.shared.observer().map(|_| Instant::now());
         let start = self.appender.next();
         let mut bytes = BytesMut::new();
         let mut answers = Vec::with_capacity(commits.len());
         let mut failure = None;
         for commit in commits {
-            let Queued { record, preconditions, reply, .. } = commit;
+            let Queued { record, preconditions, reply, queued, trace, .. } = commit;
             if reply.is_closed() {
                 // Whoever asked has gone: nothing was written for it.
                 continue;
@@ -101,10 +103,15 @@ impl Sequencer {
                     Err(CommitError::NotDecided { why: UnknownReason::Failed })
                 }),
             };
+            if let (Some(observer), Some(queued), Some(taken)) = (self.shared.observer(), queued, taken)
+                && let Ok(Ordered::Appended(position)) = &answer
+            {
+                observer.sequenced(queued, taken, position.lsn, trace);
+            }
             answers.push((reply, answer));
         }
         if failure.is_none() {
-            failure = self.append(start, bytes).err().map(EngineFailure::from);
+            failure = self.append(taken, start, bytes).err().map(EngineFailure::from);
         }
         if failure.is_some() {
             answers.iter_mut().for_each(|(_, answer)| unknown_if_appended(answer));
@@ -118,17 +125,21 @@ impl Sequencer {
         if self.session.closed().is_some() {
             return Ok(());
         }
-        let Some(horizon) = self.horizons.next(now, visible, &self.shared.retention) else { return Ok(()) };
+        let Some(horizon) = self.horizons.next(now, visible, &self.shared.history_retention) else { return Ok(()) };
         let start = self.appender.next();
         let mut bytes = BytesMut::new();
         let record = Record::GcHorizon(horizon);
         self.appender.append(&mut bytes, &record, self.time_us).expect("a horizon record fits into a segment");
-        self.append(start, bytes)
+        self.append(None, start, bytes)
     }
 
-    fn append(&self, start: Lsn, bytes: BytesMut) -> Result<(), understudy_wal::WalError> {
+    fn append(&self, taken: Option<Instant>, start: Lsn, bytes: BytesMut) -> Result<(), understudy_wal::WalError> {
         if bytes.is_empty() {
             return Ok(());
+        }
+        if let (Some(observer), Some(taken)) = (self.shared.observer(), taken) {
+            // Before it is: the writer may have it on disk before this thread goes on.
+            observer.appended(taken, start, self.appender.next(), Instant::now());
         }
         let end = self.shared.wal.append(start, bytes.freeze())?;
         assert!(end == self.appender.next(), "the log ends where the appender does");

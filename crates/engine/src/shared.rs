@@ -3,11 +3,13 @@
 //! Lock order: `role`, then `reader`, then `safe_gate`, then `session`. The applier takes `reader` and
 //! `session` only, the sequencer takes `session` only, so a change of role may wait for both.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Instant;
 
 use tokio::sync::watch;
 use understudy_store::Store;
 use understudy_types::{Lsn, Position};
+use understudy_wal::observe::FlushObserver;
 use understudy_wal::{Wal, WalReader};
 
 use crate::checkpointer::{Retention, RetentionSettings};
@@ -15,7 +17,8 @@ use crate::clock::Clock;
 use crate::commit::UnknownReason;
 use crate::config::EngineConfig;
 use crate::error::{EngineFailure, ReadError};
-use crate::gc::Retention;
+use crate::gc;
+use crate::observe::Observer;
 use crate::roles::{Role, RoleState};
 use crate::session::Session;
 
@@ -50,6 +53,8 @@ pub(crate) struct Shared {
     pub retention: watch::Sender<Retention>,
     /// Tells the applier and the checkpointer to end.
     pub stopping: watch::Sender<bool>,
+    /// Told of the stages of commits; none when nobody wants to know.
+    observer: OnceLock<Arc<dyn Observer>>,
     /// For threads that wait for the visible LSN: async code uses the watch.
     progress: Mutex<()>,
     progressed: Condvar,
@@ -84,9 +89,20 @@ impl Shared {
             needed_from: watch::Sender::new(None),
             retention: watch::Sender::new(Retention::default()),
             stopping: watch::Sender::new(false),
+            observer: OnceLock::new(),
             progress: Mutex::new(()),
             progressed: Condvar::new(),
         }
+    }
+
+    /// Has `observer` told of everything from now on. The first one stays.
+    pub(crate) fn observe(&self, observer: Arc<dyn Observer>) {
+        let observer = self.observer.get_or_init(|| observer);
+        self.wal.observe(Arc::clone(observer) as Arc<dyn FlushObserver>);
+    }
+
+    pub(crate) fn observer(&self) -> Option<&dyn Observer> {
+        self.observer.get().map(|observer| &**observer)
     }
 
     /// Keeps every other change of role out for as long as the guard lives.
@@ -153,6 +169,9 @@ impl Shared {
         if *gate {
             self.safe.send_if_modified(|safe| {
                 let moves = lsn > *safe;
+                if moves && let Some(observer) = self.observer() {
+                    observer.safe(lsn, Instant::now());
+                }
                 *safe = lsn.max(*safe);
                 moves
             });

@@ -22,6 +22,7 @@ use understudy_types::{DurabilityLevel, Position};
 
 use crate::commit::{Commit, CommitError, Committed, UnknownReason};
 use crate::engine::Engine;
+use crate::observe::Watched;
 use crate::queue::{Ordered, Queued, Refused};
 use crate::session::Session;
 use crate::waiting::Waiter;
@@ -40,6 +41,14 @@ impl Engine {
     /// # Errors
     /// See [`CommitError`]; only [`CommitError::Unknown`] may have taken effect.
     pub async fn commit(&self, commit: Commit, deadline: Instant) -> Result<Committed, CommitError> {
+        let Some(observer) = self.shared().observer() else { return self.make(commit, deadline).await };
+        let watched = Watched::begin(observer, commit.level, commit.trace);
+        let outcome = self.make(commit, deadline).await;
+        watched.end(&outcome);
+        outcome
+    }
+
+    async fn make(&self, commit: Commit, deadline: Instant) -> Result<Committed, CommitError> {
         let session = self.shared().session().ok_or(CommitError::NotPrimary)?;
         let (queued, submitted) = self.prepare(commit)?;
         session.queue.push(queued, self.shared().unconfirmed_bytes()).map_err(|refused| self.refusal(&refused))?;
@@ -80,16 +89,18 @@ impl Engine {
     /// Checks the limits.
     fn prepare(&self, commit: Commit) -> Result<(Queued, Submitted), CommitError> {
         let shared = self.shared();
-        let bytes = commit.bytes();
+        let (bytes, trace) = (commit.bytes(), commit.trace);
+        let since = shared.clock.monotonic();
         let waiter = Waiter {
             level: commit.level,
             request_id: commit.request_id,
-            since: Some(shared.clock.monotonic()),
+            since: Some(since),
             ..Waiter::nobody()
         };
         let (record, preconditions) = commit.into_checked(shared.config.segment_size)?;
         let (reply, answer) = oneshot::channel();
-        Ok((Queued { record, preconditions, bytes, reply }, Submitted { answer, waiter }))
+        let queued = shared.observer().map(|_| since);
+        Ok((Queued { record, preconditions, bytes, reply, queued, trace }, Submitted { answer, waiter }))
     }
 
     fn refusal(&self, refused: &Refused) -> CommitError {

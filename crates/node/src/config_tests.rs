@@ -6,6 +6,7 @@ fn config() -> ServerConfig {
         name: "a".parse().expect("a name"),
         data_dir: PathBuf::from("data"),
         listen: "127.0.0.1:7401".parse().expect("an address"),
+        http_listen: None,
         advertise: "127.0.0.1:7401".to_owned(),
         initial_cluster: members.iter().map(|text| parse_member(text).expect("a member")).collect(),
         segment_size: SegmentSize::DEFAULT,

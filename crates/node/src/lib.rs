@@ -12,6 +12,7 @@
 //! | [`sync_list`], [`upstream`] | the WAL plane's ends, joined with the control plane |
 //! | [`standby_stats`] | what the primary remembers of its standbys' streams, for people |
 //! | [`services`], [`view`] | the gRPC port, and what it sees of the node |
+//! | [`telemetry`], [`http`] | log, metrics and traces; the HTTP port |
 //!
 //! `control` and `replication` never see each other: they meet here.
 
@@ -22,6 +23,7 @@ pub mod confirmer;
 pub mod convert;
 mod damage;
 pub mod freshness;
+pub mod http;
 pub mod identity;
 pub mod mesh;
 pub mod promises;

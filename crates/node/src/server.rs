@@ -30,11 +30,14 @@ use crate::bootstrap;
 use crate::config::{ConfigError, ServerConfig, strange_variables};
 use crate::confirmer::Confirmer;
 use crate::damage;
+use crate::http::HttpPort;
 use crate::identity::{DataDir, DataDirError, random_u64};
 use crate::mesh::{EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
 use crate::services::{self, ServiceParts};
-use crate::telemetry::{self, FilterError};
+use crate::telemetry::collect::Collector;
+use crate::telemetry::otlp::ExportError;
+use crate::telemetry::{self, FilterError, Telemetry};
 use crate::upstream::Upstream;
 use crate::view::NodeView;
 
@@ -66,6 +69,19 @@ pub enum ServerError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The same for the HTTP port.
+    #[error(
+        "cannot listen for http on {address}: {source}; choose another --http-listen address, or stop what uses this one"
+    )]
+    ListenHttp {
+        /// `--http-listen`.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The environment asks for traces that cannot be exported.
+    #[error(transparent)]
+    Traces(#[from] ExportError),
     /// The Raft log cannot be used.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -213,6 +229,7 @@ struct Server {
     events: mpsc::Receiver<crate::mesh::MeshEvent>,
     health: services::Health,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    telemetry: Telemetry,
     stop: CancellationToken,
     /// Cancelled last, when the node has no role any more.
     stop_serving: CancellationToken,
@@ -228,7 +245,14 @@ impl Server {
         let seeder = Arc::new(Seeder::new(&config.data_dir, SeederSettings::default()));
         let address = config.listen;
         let listener = TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })?;
+        let http = match config.http_listen {
+            Some(address) => {
+                Some(HttpPort::bind(address).await.map_err(|source| ServerError::ListenHttp { address, source })?)
+            }
+            None => None,
+        };
         let me = Me { node_id: data_dir.identity().node_id, incarnation: Incarnation::new(random_u64()?) };
+        let telemetry = Telemetry::start(config.name.as_str(), me.node_id, http.is_some())?;
         tracing::info!(name = %config.name, node_id = %me.node_id, incarnation = %me.incarnation, %address,
             data_dir = %config.data_dir.display(), "starting");
 
@@ -261,7 +285,7 @@ impl Server {
             heard: Arc::default(),
         };
         let confirmer = Confirmer::spawn(me.node_id, outgoing.clone(), answers, fresh, stop_serving.clone());
-        let upstream = Arc::new(Upstream::new());
+        let upstream = Arc::new(Upstream::new(telemetry.clone()));
         let (view, view_rx) = watch::channel(NodeView {
             me: me.node_id,
             cluster: Arc::new(ClusterState::default()),
@@ -279,6 +303,13 @@ impl Server {
             incarnation: me.incarnation,
             control: control.clone(),
         };
+        if let Some(http) = http {
+            let name = config.name.to_string();
+            http.serve(
+                Collector::new(name, view_rx.clone(), confirmer.clone(), telemetry.clone()),
+                stop_serving.clone(),
+            );
+        }
         let (health, serving) = services::spawn(ServiceParts {
             listener,
             view: view_rx,
@@ -290,6 +321,7 @@ impl Server {
             config: Arc::new(config.clone()),
             upstream: Arc::clone(&upstream),
             seeder: Arc::clone(&seeder),
+            telemetry: telemetry.clone(),
             stop: stop_serving.clone(),
         })
         .await;
@@ -309,6 +341,7 @@ impl Server {
             events,
             health,
             serving,
+            telemetry,
             stop,
             stop_serving,
         })
@@ -330,6 +363,7 @@ impl Server {
             Ok(Err(error)) => tracing::warn!(%error, "the grpc port ended badly"),
             Err(_) => tracing::warn!("connections did not end in time"),
         }
+        self.telemetry.stop().await;
         tracing::info!("stopped");
         outcome
     }
@@ -349,6 +383,7 @@ impl Server {
                 failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
                 engine = self.open_engine(&cluster, &mut carried.promises) => engine?,
             };
+            self.telemetry.watch(&engine);
             match self.serve_until_replaced(engine, carried).await? {
                 Some(next) => carried = next,
                 None => return Ok(()),

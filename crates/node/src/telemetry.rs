@@ -1,10 +1,33 @@
-//! Logging: `tracing`, readable on a terminal, JSON on request.
+//! What a node tells about itself, beside its services: the log (here), metrics and traces.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`table`] | every metric, once |
+//! | [`instruments`] | what is counted and timed while the node works |
+//! | [`stages`] | joins what the engine's threads tell of a commit |
+//! | [`spans`], [`otlp`] | makes spans of it and exports them |
+//! | [`collect`], [`exposition`] | what a scrape is answered with |
+//! | [`handle`] | what the rest of the node holds |
+//!
+//! Events go to standard error by `tracing`, readable on a terminal, JSON on request. They are not exported: spans are made
+//! of recorded times, from one place. Nothing here may make a commit wait.
+
+pub mod collect;
+pub mod exposition;
+pub mod handle;
+pub mod instruments;
+pub mod otlp;
+pub mod spans;
+pub mod stages;
+pub mod table;
 
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
+
+pub use handle::Telemetry;
 
 /// The filter is not one.
 #[derive(Debug, thiserror::Error)]

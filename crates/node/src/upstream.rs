@@ -4,11 +4,14 @@
 //! ends. Acknowledgements go straight to the sync list of the timeline that they belong to; a connection that was made
 //! under an earlier one is not known to the next.
 
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use understudy_core::sync::{Ack, WalSenderState};
+use understudy_engine::Mark;
 use understudy_replication::seed::SeedSource;
 use understudy_replication::{
     AckPosition, ConnectionId, SenderSettings, ServingTimeline, Source, StandbyInfo, StreamState, UpstreamHooks,
@@ -16,6 +19,7 @@ use understudy_replication::{
 use understudy_types::{Lsn, NodeId, TimelineHistory, TimelineId};
 
 use crate::sync_list::SyncListTask;
+use crate::telemetry::Telemetry;
 
 /// The timeline that this node serves.
 struct Served {
@@ -40,21 +44,23 @@ pub struct Upstream {
     state: Mutex<State>,
     history: watch::Sender<TimelineHistory>,
     sender_settings: watch::Sender<SenderSettings>,
+    telemetry: Telemetry,
 }
 
 impl Default for Upstream {
     fn default() -> Self {
-        Self::new()
+        Self::new(Telemetry::off())
     }
 }
 
 impl Upstream {
     /// Nothing to stream yet.
-    pub fn new() -> Self {
+    pub fn new(telemetry: Telemetry) -> Self {
         Self {
             state: Mutex::default(),
             history: watch::Sender::new(TimelineHistory::new()),
             sender_settings: watch::Sender::new(SenderSettings::default()),
+            telemetry,
         }
     }
 
@@ -179,6 +185,10 @@ impl UpstreamHooks for Upstream {
         if let Some(sync) = self.sync() {
             sync.sent(connection, sent);
         }
+    }
+
+    fn sending(&self, standby: NodeId, piece: Range<Lsn>, read_began: Instant) -> Vec<Mark> {
+        self.telemetry.stages().map_or_else(Vec::new, |stages| stages.sending(standby, piece, read_began))
     }
 
     fn ack(&self, connection: ConnectionId, position: AckPosition) {

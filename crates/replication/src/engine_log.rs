@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use understudy_engine::Engine;
+use understudy_engine::{Engine, Mark};
 use understudy_types::{Lsn, NodeId, Position, SystemId, TimelineHistory};
 use understudy_wal::segment::FORMAT_VERSION;
 
@@ -39,6 +39,10 @@ impl LogSink for Engine {
 
     fn receive(&self, start: Lsn, bytes: Bytes) -> Result<Lsn, LogError> {
         Engine::receive(self, start, bytes).map_err(LogError::new)
+    }
+
+    fn mark(&self, marks: &[Mark]) {
+        Engine::mark(self, marks);
     }
 
     fn begin_timeline(&self, history: &TimelineHistory) -> Result<(), LogError> {

@@ -1,10 +1,13 @@
 //! What the walsenders' shell needs of the node that runs it.
 
 use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 pub use understudy_core::sync::ConnectionId;
+use understudy_engine::Mark;
 use understudy_types::{Incarnation, Lsn, NodeId, SystemId, TimelineHistory, TimelineId};
 use understudy_wal::Wal;
 
@@ -80,6 +83,12 @@ pub trait UpstreamHooks: Send + Sync + 'static {
 
     /// Everything up to `sent` is on its way to a standby. Of no use to one who keeps no account of it.
     fn sent(&self, _connection: ConnectionId, _sent: Lsn) {}
+
+    /// A piece of the log, read from `read_began` on, goes to `standby` now: the traced commits in it, in their order and
+    /// at most [`crate::message::MARKS_PER_DATA_MAX`].
+    fn sending(&self, _standby: NodeId, _piece: Range<Lsn>, _read_began: Instant) -> Vec<Mark> {
+        Vec::new()
+    }
 
     /// A standby acknowledged.
     fn ack(&self, connection: ConnectionId, position: AckPosition);

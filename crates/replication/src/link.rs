@@ -242,7 +242,14 @@ impl<L: LogSink> Link<L> {
     fn on_incoming(&mut self, message: Result<Option<v1::FromUpstream>, tonic::Status>, now_ms: u64) {
         let closed = match message {
             Ok(Some(message)) => match FromUpstream::try_from(message) {
-                Ok(message) => return self.receiver.handle_message(message, now_ms),
+                Ok(message) => {
+                    if let FromUpstream::Data(data) = &message
+                        && !data.marks.is_empty()
+                    {
+                        self.log.mark(&data.marks);
+                    }
+                    return self.receiver.handle_message(message, now_ms);
+                }
                 Err(error) => Some(error.to_string()),
             },
             Ok(None) => None,

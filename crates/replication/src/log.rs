@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use understudy_engine::Mark;
 use understudy_types::{Lsn, Position, TimelineHistory};
 
 use crate::receiver::OwnLog;
@@ -31,6 +32,10 @@ pub trait LogSink: Send + Sync + 'static {
     /// # Errors
     /// When they do not continue the log, are damaged, or the log takes nothing at present. Nothing was appended then.
     fn receive(&self, start: Lsn, bytes: Bytes) -> Result<Lsn, LogError>;
+
+    /// What the upstream said of the records that [`LogSink::receive`] gets next: these commits are traced.
+    /// A log that is not observed has no use for it.
+    fn mark(&self, _marks: &[Mark]) {}
 
     /// Begins the latest timeline of `history` at the own end; blocks on IO.
     ///

@@ -4,6 +4,7 @@
 //! protobuf and back.
 
 use bytes::Bytes;
+use understudy_engine::Mark;
 use understudy_types::{Incarnation, Lsn, NodeId, SegmentSize, SystemId, TimelineId};
 
 /// The first message of a standby: who it is and where its WAL ends.
@@ -102,7 +103,12 @@ pub struct Data {
     pub safe: Lsn,
     /// Unix time in microseconds on its clock.
     pub send_time_us: i64,
+    /// The traced commits among the records, in their order: at most [`MARKS_PER_DATA_MAX`].
+    pub marks: Vec<Mark>,
 }
+
+/// Traced commits in one piece of the log; what comes beyond is not traced on the standby.
+pub const MARKS_PER_DATA_MAX: usize = 64;
 
 /// A sign of life, and the news without data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -303,7 +303,7 @@ impl WalSender {
         self.sent = end;
         self.told_safe = self.safe;
         self.note_dry();
-        Data { start, bytes, end: self.end, safe: self.safe, send_time_us }
+        Data { start, bytes, end: self.end, safe: self.safe, send_time_us, marks: Vec::new() }
     }
 
     /// Not beyond the appended end, the fork, or what a fetch asked for.

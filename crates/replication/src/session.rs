@@ -9,6 +9,7 @@
 //! on reading memory, and if the ring has overtaken it meanwhile, that is found out by one small read of freshly written
 //! and so cached pages.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
+use understudy_engine::Mark;
 use understudy_rpc::error::RpcError;
 use understudy_rpc::v1;
 use understudy_types::{Lsn, NodeId};
@@ -54,6 +56,10 @@ impl<H: UpstreamHooks> Registration<H> {
 
     fn sent(&self, sent: Lsn) {
         self.hooks.sent(self.connection, sent);
+    }
+
+    fn sending(&self, standby: NodeId, piece: Range<Lsn>, read_began: std::time::Instant) -> Vec<Mark> {
+        self.hooks.sending(standby, piece, read_began)
     }
 
     fn acked(&self, position: AckPosition) {
@@ -212,13 +218,16 @@ impl<H: UpstreamHooks> Session<H> {
             Transmit::FetchDone => FromUpstream::FetchDone,
             Transmit::Stopping { reason } => FromUpstream::Stopping { reason },
             Transmit::Read { from, upto, bytes_max } => {
+                let read_began = std::time::Instant::now();
                 let chunk = self.read(upto, bytes_max).await.map_err(|error| self.unreadable(from, upto, error))?;
                 let Some(chunk) = chunk else {
                     return Err(Status::internal(format!("there is no whole record from {from} to {upto}")));
                 };
                 self.check_first_record(&chunk)?;
-                let data = self.sender.data(chunk.start, chunk.bytes, unix_us());
+                let piece = chunk.start..chunk.end;
+                let mut data = self.sender.data(chunk.start, chunk.bytes, unix_us());
                 if let Some(registration) = &self.registration {
+                    data.marks = registration.sending(self.standby, piece, read_began);
                     registration.sent(self.sender.sent());
                 }
                 FromUpstream::Data(data)

@@ -3,11 +3,14 @@
 //! Used by the shells alone. What protobuf leaves open (a message without content) is refused here; whether a value
 //! makes sense is for the machines to say.
 
+use understudy_engine::{Mark, TraceContext};
 use understudy_rpc::v1;
 use understudy_rpc::v1::{from_standby, from_upstream};
 use understudy_types::{Incarnation, Lsn, NodeId, SystemId, TimelineId};
 
-use crate::message::{Ack, AckPosition, Data, FetchRange, FromStandby, FromUpstream, Keepalive, Start, Started};
+use crate::message::{
+    Ack, AckPosition, Data, FetchRange, FromStandby, FromUpstream, Keepalive, MARKS_PER_DATA_MAX, Start, Started,
+};
 
 /// A message says nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +55,25 @@ impl From<v1::Start> for Start {
             }),
         }
     }
+}
+
+fn mark_to_wire(mark: Mark) -> v1::TraceMark {
+    let TraceContext { trace_id, span_id, flags } = mark.trace;
+    let [high, low] = [trace_id >> 64, trace_id & u128::from(u64::MAX)];
+    v1::TraceMark {
+        end_lsn: mark.end.get(),
+        trace_id_high: u64::try_from(high).expect("half of it"),
+        trace_id_low: u64::try_from(low).expect("half of it"),
+        span_id,
+        flags: flags.into(),
+    }
+}
+
+fn mark_from_wire(mark: v1::TraceMark) -> Mark {
+    let trace_id = u128::from(mark.trace_id_high) << 64 | u128::from(mark.trace_id_low);
+    // The upper bits are for versions to come.
+    let [flags, ..] = mark.flags.to_le_bytes();
+    Mark { end: Lsn::new(mark.end_lsn), trace: TraceContext { trace_id, span_id: mark.span_id, flags } }
 }
 
 impl From<FromStandby> for v1::FromStandby {
@@ -107,6 +129,7 @@ impl From<FromUpstream> for v1::FromUpstream {
                 end_lsn: data.end.get(),
                 safe_lsn: data.safe.get(),
                 send_time_us: data.send_time_us,
+                marks: data.marks.into_iter().map(mark_to_wire).collect(),
             }),
             FromUpstream::Keepalive(keepalive) => from_upstream::Message::Keepalive(v1::Keepalive {
                 end_lsn: keepalive.end.get(),
@@ -145,6 +168,7 @@ impl TryFrom<v1::FromUpstream> for FromUpstream {
                 end: Lsn::new(data.end_lsn),
                 safe: Lsn::new(data.safe_lsn),
                 send_time_us: data.send_time_us,
+                marks: data.marks.into_iter().take(MARKS_PER_DATA_MAX).map(mark_from_wire).collect(),
             }),
             from_upstream::Message::Keepalive(keepalive) => Self::Keepalive(Keepalive {
                 end: Lsn::new(keepalive.end_lsn),
@@ -191,7 +215,14 @@ mod tests {
         let (system_id, node, timeline) = (SystemId::new(1), NodeId::new(2), TimelineId::new(3));
         for message in [
             FromUpstream::Started(Started { system_id, node, timeline, end, safe }),
-            FromUpstream::Data(Data { start: Lsn::new(18), bytes: Bytes::from_static(b"ab"), end, safe, send_time_us }),
+            FromUpstream::Data(Data {
+                start: Lsn::new(18),
+                bytes: Bytes::from_static(b"ab"),
+                end,
+                safe,
+                send_time_us,
+                marks: vec![mark(20)],
+            }),
             FromUpstream::Keepalive(Keepalive { end, safe, send_time_us, reply_requested: true }),
             FromUpstream::EndOfTimeline { next: timeline, switch_lsn: end },
             FromUpstream::FetchDone,
@@ -199,6 +230,20 @@ mod tests {
         ] {
             assert_eq!(FromUpstream::try_from(v1::FromUpstream::from(message.clone())), Ok(message));
         }
+    }
+
+    fn mark(end: u64) -> Mark {
+        let trace_id = 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210;
+        Mark { end: Lsn::new(end), trace: TraceContext { trace_id, span_id: 7, flags: 1 } }
+    }
+
+    #[test]
+    fn marks_are_bounded_on_the_way_in() {
+        let marks = (0..1_000).map(|lsn| mark_to_wire(mark(lsn))).collect();
+        let data = v1::Data { marks, ..v1::Data::default() };
+        let message = v1::FromUpstream { message: Some(from_upstream::Message::Data(data)) };
+        let Ok(FromUpstream::Data(data)) = FromUpstream::try_from(message) else { panic!("a piece of the log") };
+        assert_eq!(data.marks.len(), MARKS_PER_DATA_MAX);
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod fakes;
 pub mod files;
 mod fork;
 mod history;
+pub mod observe;
 pub mod offline;
 pub mod reader;
 mod real;

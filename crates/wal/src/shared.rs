@@ -3,7 +3,7 @@
 //! One mutex guards what belongs together; it is held for moments, never over IO. Positions are published on watches,
 //! under the mutex, so that they are seen in the order in which they were reached.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, mpsc};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -12,6 +12,7 @@ use understudy_types::{Lsn, Position, SegmentNo, TimelineHistory};
 use crate::chain::Chain;
 use crate::directory::Directory;
 use crate::error::WalError;
+use crate::observe::FlushObserver;
 use crate::ring::Ring;
 use crate::spares::Spares;
 
@@ -84,6 +85,8 @@ pub(crate) struct Shared {
     /// The one that is written to.
     pub segment: watch::Sender<SegmentNo>,
     pub failure: watch::Sender<Option<Arc<WalError>>>,
+    /// Told of every sync; none when nobody wants to know.
+    pub observer: OnceLock<Arc<dyn FlushObserver>>,
 }
 
 /// Between which positions a log lies when it is opened.
@@ -124,6 +127,7 @@ impl Shared {
             written: watch::Sender::new(end.lsn),
             flushed: watch::Sender::new(end.lsn),
             failure: watch::Sender::new(None),
+            observer: OnceLock::new(),
         }
     }
 

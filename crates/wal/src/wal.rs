@@ -24,6 +24,7 @@ use crate::decoder::record_end;
 use crate::directory::Directory;
 use crate::error::WalError;
 use crate::files::Files;
+use crate::observe::FlushObserver;
 use crate::reader::WalReader;
 use crate::recovery::{Recovered, Recovery, Truncated, recover};
 use crate::removal::{Removal, remove_before};
@@ -192,6 +193,11 @@ impl Wal {
     /// For how long the writer has been in the write and fsync that it is in; none while it waits.
     pub fn oldest_sync_age(&self) -> Option<Duration> {
         self.shared().lock().io_started.map(|started| started.elapsed())
+    }
+
+    /// Has `observer` told of every sync from now on. The first one stays.
+    pub fn observe(&self, observer: Arc<dyn FlushObserver>) {
+        self.shared().observer.get_or_init(|| observer);
     }
 
     /// Appends whole records, laid out by an [`crate::Appender`] here or on the primary, with their segment headers and

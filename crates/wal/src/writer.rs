@@ -21,6 +21,7 @@ use crate::directory::{COPY_BYTES, SegmentFile};
 use crate::error::WalError;
 use crate::files::File;
 use crate::fork;
+use crate::observe::Flush;
 use crate::ring::RingChunk;
 use crate::shared::{Change, Phase, Request, Shared};
 use crate::watermark::Watermark;
@@ -210,9 +211,14 @@ impl Writer {
         let Some(segment) = self.segment.as_mut().filter(|segment| segment.dirty) else {
             return Ok(());
         };
+        let began = Instant::now();
         let synced = segment.file.sync_data();
         synced.map_err(|source| WalError::io("sync", &self.shared.directory.segment_path(segment.id))(source))?;
         segment.dirty = false;
+        if let Some(observer) = self.shared.observer.get() {
+            // Whatever was gathered is written before it is synced.
+            observer.flushed(Flush { end: self.gathered_end, began, ended: Instant::now() });
+        }
         let mut state = self.shared.lock();
         state.flushed = state.written;
         self.shared.flushed.send_replace(state.flushed);

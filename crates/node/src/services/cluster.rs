@@ -184,25 +184,34 @@ fn member_status(view: &NodeView, id: NodeId, member: &Member, primary_end: Lsn)
     status
 }
 
-/// Whether the primary would take a write now, as far as this node knows: empty, or why not.
-fn not_writable_reason(view: &NodeView, confirmed_here: bool) -> String {
-    let Some((id, name, _)) = view.primary() else { return view.no_primary_reason() };
-    let Some(seen) = view.nodes.get(&id) else { return format!("primary {name} was never heard by this node") };
+/// The words for why a write would not be taken: see [`not_writable`].
+pub const NOT_WRITABLE: [&str; 5] = ["no_primary", "primary_unheard", "opening", "unconfirmed", "too_few_standbys"];
+
+/// Why the primary would not take a write now, as far as this node knows, in one of the words of [`NOT_WRITABLE`] and for
+/// people; none when it would.
+pub fn not_writable(view: &NodeView, confirmed_here: bool) -> Option<(&'static str, String)> {
+    let Some((id, name, _)) = view.primary() else { return Some(("no_primary", view.no_primary_reason())) };
+    let Some(seen) = view.nodes.get(&id) else {
+        return Some(("primary_unheard", format!("primary {name} was never heard by this node")));
+    };
     if seen.heard_ms_ago > UNREACHABLE_MS {
-        return format!("primary {name} was last heard {} ms ago by this node", seen.heard_ms_ago);
+        let ms = seen.heard_ms_ago;
+        return Some(("primary_unheard", format!("primary {name} was last heard {ms} ms ago by this node")));
     }
     if seen.report.role != NodeRole::Primary || seen.report.timeline != view.cluster.timeline() {
-        return format!("{name} was promoted and is opening timeline {}", view.cluster.timeline());
+        let timeline = view.cluster.timeline();
+        return Some(("opening", format!("{name} was promoted and is opening timeline {timeline}")));
     }
     let confirmed = if id == view.me { confirmed_here } else { seen.report.confirmed };
     if !confirmed {
-        return format!("no majority of the voters confirms primary {name}");
+        return Some(("unconfirmed", format!("no majority of the voters confirms primary {name}")));
     }
     let sync = &view.cluster.sync;
     if sync.members.len() < usize::try_from(sync.acks).unwrap_or(usize::MAX) {
-        return format!("{} sync standbys are required, {} are there", sync.acks, sync.members.len());
+        let text = format!("{} sync standbys are required, {} are there", sync.acks, sync.members.len());
+        return Some(("too_few_standbys", text));
     }
-    String::new()
+    None
 }
 
 fn status(view: &NodeView, confirmed_here: bool) -> v1::StatusResponse {
@@ -211,7 +220,7 @@ fn status(view: &NodeView, confirmed_here: bool) -> v1::StatusResponse {
     let primary = view.primary();
     let primary_end =
         primary.and_then(|(id, _, _)| view.nodes.get(&id)).map_or(Lsn::INVALID, |seen| seen.report.wal_end.lsn);
-    let reason = not_writable_reason(view, confirmed_here);
+    let reason = not_writable(view, confirmed_here).map_or_else(String::new, |(_, text)| text);
     v1::StatusResponse {
         system_id: if bootstrapped { cluster.system_id.to_string() } else { String::new() },
         generation: cluster.generation.get(),

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
-use understudy_engine::{Commit, CommitError, Committed, Condition, InvalidCommit, Precondition, ReadError, UnknownReason};
+use understudy_engine::{
+    Commit, CommitError, Committed, Condition, InvalidCommit, Precondition, ReadError, TraceContext, UnknownReason,
+};
 use understudy_rpc::error::{RpcError, UnknownWhy};
 use understudy_rpc::{convert, v1};
 use understudy_types::{DurabilityLevel, Position, TimelineId, limits};
@@ -16,6 +18,7 @@ use understudy_wal::Op;
 
 use super::reads::{Reads, Wanted};
 use super::scan::{self, Pages, Scans};
+use crate::telemetry::Telemetry;
 
 /// A read without a deadline of its own waits this long for a majority, a position or fresher data.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
@@ -24,17 +27,34 @@ const READ_DEADLINE: Duration = Duration::from_secs(10);
 pub struct KvService {
     reads: Reads,
     scans: Scans,
+    telemetry: Telemetry,
 }
 
 impl KvService {
     /// Over what the agent publishes.
-    pub fn new(reads: Reads) -> Self {
-        Self { reads, scans: Scans::default() }
+    pub fn new(reads: Reads, telemetry: Telemetry) -> Self {
+        Self { reads, scans: Scans::default(), telemetry }
     }
 
     /// What a commit without a deadline of its own waits for the sync standbys.
     fn commit_deadline(&self) -> Duration {
         Duration::from_millis(self.reads.view().borrow().cluster.settings.commit_deadline_ms)
+    }
+
+    async fn commit_traced(
+        &self,
+        request: v1::CommitRequest,
+        deadline: Instant,
+        trace: Option<TraceContext>,
+    ) -> Result<Response<v1::CommitResponse>, Status> {
+        let default_level = self.reads.view().borrow().default_durability();
+        let commit = Commit { trace, ..commit(request, default_level)? };
+        let (engine, timeline) = self.reads.primary("a commit")?;
+        let asked = Asked::new(timeline, &commit);
+        match engine.commit(commit, deadline).await {
+            Ok(committed) => Ok(Response::new(self.committed(committed))),
+            Err(error) => Err(self.commit_error(error, &asked, deadline).await.into()),
+        }
     }
 
     async fn commit_error(&self, error: CommitError, asked: &Asked, deadline: Instant) -> RpcError {
@@ -282,6 +302,7 @@ fn commit(request: v1::CommitRequest, default_level: DurabilityLevel) -> Result<
         level: convert::durability(request.durability)?.unwrap_or(default_level),
         ops: request.operations.into_iter().map(operation).collect::<Result<_, _>>()?,
         preconditions: request.preconditions.into_iter().map(precondition).collect::<Result<_, _>>()?,
+        trace: None,
     })
 }
 
@@ -320,6 +341,7 @@ impl v1::kv_server::Kv for KvService {
         let request = request.into_inner();
         check_key(&request.key)?;
         let wanted = Wanted::of(request.consistency, &request.token, request.at, request.max_staleness_ms)?;
+        let _timed = self.telemetry.read(convert::consistency(request.consistency)?);
         let point = self.reads.point("the read", &wanted, deadline).await?;
         let (engine, key, at) = (point.engine, request.key, point.position.lsn);
         let found = blocking("the read", point.position, move || engine.get(&key, at)).await?;
@@ -340,28 +362,25 @@ impl v1::kv_server::Kv for KvService {
             }
         }
         let wanted = Wanted::of(request.consistency, &request.token, request.at, request.max_staleness_ms)?;
+        let _timed = self.telemetry.read(convert::consistency(request.consistency)?);
         let place = self.scans.place("the scan")?;
         let point = self.reads.point("the scan", &wanted, deadline).await?;
         Ok(Response::new(scan::start(point, request, place, scan::IDLE_MAX)))
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
+        let span = self.telemetry.commit_span(request.metadata());
         let deadline = deadline(&request, self.commit_deadline());
-        let default_level = self.reads.view().borrow().default_durability();
-        let commit = commit(request.into_inner(), default_level)?;
-        let (engine, timeline) = self.reads.primary("a commit")?;
-        let asked = Asked::new(timeline, &commit);
-        match engine.commit(commit, deadline).await {
-            Ok(committed) => Ok(Response::new(self.committed(committed))),
-            Err(error) => Err(self.commit_error(error, &asked, deadline).await.into()),
-        }
+        let outcome = self.commit_traced(request.into_inner(), deadline, span.trace()).await;
+        span.end(&outcome);
+        outcome
     }
 
     async fn commit_batch(
         &self,
         request: Request<v1::CommitBatchRequest>,
     ) -> Result<Response<v1::CommitBatchResponse>, Status> {
-        let deadline = deadline(&request, COMMIT_DEADLINE);
+        let deadline = deadline(&request, self.commit_deadline());
         let results = self.batch(request.into_inner().commits, deadline).await?;
         let results = results.into_iter().map(|result| {
             let result = match result {

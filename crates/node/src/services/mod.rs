@@ -4,6 +4,7 @@ mod cluster;
 mod health;
 mod kv;
 mod members;
+mod metered;
 mod reads;
 mod replication;
 mod scan;
@@ -31,9 +32,11 @@ use crate::config::ServerConfig;
 use crate::confirmer::Confirmer;
 use crate::freshness::{Confirmed, Heard};
 use crate::mesh::{Greeting, MeshService};
+use crate::telemetry::Telemetry;
 use crate::upstream::Upstream;
 use crate::view::NodeView;
 
+pub use cluster::{NOT_WRITABLE, not_writable};
 pub use health::Health;
 
 /// The largest request: a commit at its limit with what protobuf adds, in bytes.
@@ -68,6 +71,8 @@ pub struct ServiceParts<G> {
     pub upstream: Arc<Upstream>,
     /// What other nodes are seeded by.
     pub seeder: Arc<Seeder>,
+    /// Metrics and traces.
+    pub telemetry: Telemetry,
     /// Ends all of it.
     pub stop: CancellationToken,
 }
@@ -88,7 +93,7 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
         heard: parts.heard,
         stop: parts.stop.clone(),
     });
-    let kv = kv::KvService::new(reads);
+    let kv = kv::KvService::new(reads, parts.telemetry.clone());
     let settings = settings::SettingsShell::new(parts.view.clone(), parts.control.clone(), parts.config);
     let changes = cluster::Changes { control: parts.control.clone(), settings };
     let cluster = cluster::ClusterService::new(parts.view, parts.confirmer, parts.upstream, changes);
@@ -99,6 +104,7 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .layer(metered::MeteredLayer::new(parts.telemetry))
         .add_service(health_service)
         .add_service(v1::kv_server::KvServer::new(kv).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(v1::cluster_server::ClusterServer::new(cluster))
@@ -119,7 +125,9 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
 }
 
 async fn serve(
-    router: tonic::transport::server::Router,
+    router: tonic::transport::server::Router<
+        tower::layer::util::Stack<metered::MeteredLayer, tower::layer::util::Identity>,
+    >,
     incoming: impl futures::Stream<Item = std::io::Result<tokio::net::TcpStream>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {

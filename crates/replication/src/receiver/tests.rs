@@ -48,7 +48,14 @@ fn started(timeline: u32, end: u64) -> FromUpstream {
 
 fn data(from: u64, count: u64, end: u64, safe: u64) -> FromUpstream {
     let bytes = Bytes::from(vec![0; usize::try_from(count).expect("small")]);
-    FromUpstream::Data(Data { start: at(from), bytes, end: at(end), safe: at(safe), send_time_us: 77 })
+    FromUpstream::Data(Data {
+        start: at(from),
+        bytes,
+        end: at(end),
+        safe: at(safe),
+        send_time_us: 77,
+        marks: Vec::new(),
+    })
 }
 
 fn keepalive(end: u64, safe: u64, reply_requested: bool) -> FromUpstream {
