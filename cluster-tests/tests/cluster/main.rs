@@ -6,4 +6,5 @@ mod bad_input;
 mod emptied;
 mod freeze;
 mod kill;
+mod partitions;
 mod restart;
