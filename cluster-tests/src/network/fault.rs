@@ -41,6 +41,11 @@ pub enum Rule {
 }
 
 impl Fault {
+    /// Nothing: for what is wrong in another way, like a [`super::Delay`].
+    pub fn none() -> Fault {
+        Fault { rules: Vec::new() }
+    }
+
     /// Nothing from `from` arrives at `to`.
     pub fn one_way(from: &str, to: &str) -> Fault {
         Fault { rules: vec![Rule::Drop { at: to.to_owned(), from: from.to_owned() }] }
@@ -53,17 +58,17 @@ impl Fault {
 
     /// A node reaches none of the others and none reaches it; clients do.
     pub fn isolated(node: &str, others: &[&str]) -> Fault {
-        others.iter().fold(Fault { rules: Vec::new() }, |fault, other| fault.and(Self::both_ways(node, other)))
+        others.iter().fold(Self::none(), |fault, other| fault.and(Self::both_ways(node, other)))
     }
 
     /// A node is heard by the others and hears none of them.
     pub fn deaf(node: &str, others: &[&str]) -> Fault {
-        others.iter().fold(Fault { rules: Vec::new() }, |fault, other| fault.and(Self::one_way(other, node)))
+        others.iter().fold(Self::none(), |fault, other| fault.and(Self::one_way(other, node)))
     }
 
     /// A node hears the others and none hears it.
     pub fn mute(node: &str, others: &[&str]) -> Fault {
-        others.iter().fold(Fault { rules: Vec::new() }, |fault, other| fault.and(Self::one_way(node, other)))
+        others.iter().fold(Self::none(), |fault, other| fault.and(Self::one_way(node, other)))
     }
 
     /// Packets between these nodes are lost at random.

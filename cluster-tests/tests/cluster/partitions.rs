@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::availability::Availability;
-use cluster_tests::cluster::{Options, PATIENCE};
+use cluster_tests::cluster::Options;
 use cluster_tests::history::Nanos;
 use cluster_tests::network::{Delay, Fault, Network};
 use cluster_tests::scenario::{SOME, Scenario, Verdict};
@@ -19,6 +19,10 @@ use understudy_types::TimelineId;
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 /// How long a fault lasts, at least.
 const LASTS: Duration = Duration::from_secs(7);
+/// Where several faults follow one another.
+const SHORT: Duration = Duration::from_secs(4);
+/// Commits that come through a bad network, too.
+const FEW: u64 = 20;
 /// Within this long commits must be acknowledged again.
 const GOES_ON_WITHIN: Duration = Duration::from_secs(30);
 
@@ -148,4 +152,113 @@ async fn the_primary_hears_but_nobody_hears_it() -> Result<()> {
     let elections = case.end().await?;
     ensure!(elections == 1, "one cut made {elections} elections");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_way_cuts_between_two_nodes_stop_nobody() -> Result<()> {
+    // The third node hears and is heard by all: commits go on, whoever of the two is deaf or mute to the other.
+    let Some(mut case) = Case::begin("one-way").await? else { return Ok(()) };
+    let (primary, leader, follower) =
+        (case.roles.primary.clone(), case.roles.leader.clone(), case.roles.follower.clone());
+    for (from, to) in [(&primary, &follower), (&follower, &primary), (&leader, &follower), (&follower, &leader)] {
+        case.goes_on(&Fault::one_way(from, to), SOME, SHORT).await.with_context(|| format!("{from} to {to}"))?;
+    }
+    let elections = case.end().await?;
+    ensure!(elections <= 4, "four cuts made {elections} elections");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_one_way_cut_between_the_primary_and_the_raft_leader() -> Result<()> {
+    // Either the leader hands its leadership to the third node, or another primary is promoted.
+    let Some(mut case) = Case::begin("one-way-leader").await? else { return Ok(()) };
+    let (primary, leader) = (case.roles.primary.clone(), case.roles.leader.clone());
+    for (from, to) in [(&primary, &leader), (&leader, &primary)] {
+        case.goes_on(&Fault::one_way(from, to), SOME, SHORT).await.with_context(|| format!("{from} to {to}"))?;
+    }
+    let elections = case.end().await?;
+    ensure!(elections <= 2, "two cuts made {elections} elections");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_between_the_primary_and_the_raft_leader() -> Result<()> {
+    // A majority hears the primary: leadership moves to the bridge, and nobody is promoted again and again.
+    let Some(mut case) = Case::begin("bridge-follower").await? else { return Ok(()) };
+    let cut = Fault::both_ways(&case.roles.primary, &case.roles.leader);
+    case.goes_on(&cut, SOME, LASTS).await?;
+    let elections = case.end().await?;
+    ensure!(elections <= 1, "one cut made {elections} elections");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_raft_leader_or_the_primary_is_the_bridge() -> Result<()> {
+    let Some(mut case) = Case::begin("bridge-other").await? else { return Ok(()) };
+    let (primary, leader, follower) =
+        (case.roles.primary.clone(), case.roles.leader.clone(), case.roles.follower.clone());
+    case.goes_on(&Fault::both_ways(&primary, &follower), SOME, SHORT).await.context("the leader is the bridge")?;
+    case.goes_on(&Fault::both_ways(&leader, &follower), SOME, SHORT).await.context("the primary is the bridge")?;
+    let elections = case.end().await?;
+    ensure!(elections <= 2, "two cuts made {elections} elections");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_raft_leader_is_cut_off() -> Result<()> {
+    // The primary and the other standby are a majority: writes go on, and nobody is promoted.
+    let Some(mut case) = Case::begin("leader-cut-off").await? else { return Ok(()) };
+    let cut = Fault::isolated(&case.roles.leader, &[&case.roles.primary, &case.roles.follower]);
+    case.goes_on(&cut, SOME, LASTS).await?;
+    let elections = case.end().await?;
+    ensure!(elections <= 1, "one cut made {elections} elections");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_packet_in_ten_is_lost() -> Result<()> {
+    let Some(mut case) = Case::begin("loss-10-percent").await? else { return Ok(()) };
+    case.goes_on(&Fault::loss(&NODES, 10), FEW, LASTS).await?;
+    case.end().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_packets_in_ten_are_lost() -> Result<()> {
+    // Beats go missing for longer than the primary's timeout at times: what must hold is that nothing is lost.
+    let Some(mut case) = Case::begin("loss-30-percent").await? else { return Ok(()) };
+    let loss = Fault::loss(&NODES, 30);
+    case.apply(&loss)?;
+    tokio::time::sleep(LASTS).await;
+    case.heal(&loss).await?;
+    case.end().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_firewall_answers_for_the_primary() -> Result<()> {
+    // It looks dead from outside: connections break and new ones are refused. An unneeded failover is allowed.
+    let Some(mut case) = Case::begin("tcp-reset").await? else { return Ok(()) };
+    let reset = Fault::reset_in_front_of(&case.roles.primary);
+    case.goes_on(&reset, SOME, LASTS).await?;
+    let elections = case.end().await?;
+    ensure!(elections <= 1, "one firewall made {elections} elections");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_link_is_slow_and_unsteady() -> Result<()> {
+    let Some(mut case) = Case::begin_on("delay", Network::lay_relays).await? else { return Ok(()) };
+    let each_way = Duration::from_millis(50);
+    for jitter in [Duration::ZERO, Duration::from_millis(50)] {
+        case.network.set_delay(Delay { each_way, jitter });
+        case.goes_on(&Fault::none(), FEW, SHORT).await.with_context(|| format!("with a jitter of {jitter:?}"))?;
+    }
+    case.network.set_delay(Delay::default());
+    case.end().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_sends_one_megabit_a_second() -> Result<()> {
+    let Some(mut case) = Case::begin("narrow-1-mbit").await? else { return Ok(()) };
+    case.goes_on(&Fault::narrow(&NODES, 1_000), FEW, LASTS).await?;
+    case.end().await.map(drop)
 }

@@ -16,7 +16,7 @@ mod tidy;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -76,6 +76,37 @@ fn test(options: &[OsString]) -> Result<ExitCode> {
     cargo::run(["build", "--workspace", "--bins"])?;
     cargo::run(["test", "--workspace", "--doc"])?;
     // Last, so that its summary is the last thing on the screen.
+    let skipped = cargo::target_dir().join("skipped-tests");
+    if skipped.exists() {
+        std::fs::remove_file(&skipped).with_context(|| format!("cannot remove {}", skipped.display()))?;
+    }
     let mut nextest = cargo::command(["nextest", "run", "--workspace"]);
-    cargo::exit_code_of(nextest.args(options).env("UNDERSTUDY_BIN", cargo::binary("understudy")))
+    nextest.args(options).env("UNDERSTUDY_BIN", cargo::binary("understudy")).env("UNDERSTUDY_SKIPPED", &skipped);
+    let code = cargo::exit_code_of(&mut nextest)?;
+    if let Some(line) = skipped_line(&std::fs::read_to_string(&skipped).unwrap_or_default()) {
+        eprintln!("{line}");
+    }
+    Ok(code)
+}
+
+/// What tests wrote when they were skipped: a line each, with what they had needed. None when none was.
+fn skipped_line(written: &str) -> Option<String> {
+    let mut needs: Vec<&str> = written.lines().collect();
+    let count = needs.len();
+    needs.sort_unstable();
+    needs.dedup();
+    (count > 0)
+        .then(|| format!("xtask: {count} tests were SKIPPED, because this machine has no {}", needs.join(", no ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipped_tests_are_counted() {
+        assert_eq!(skipped_line(""), None);
+        let line = skipped_line("network namespaces\ncontainers\nnetwork namespaces\n").expect("some");
+        assert!(line.contains("3 tests") && line.ends_with("no containers, no network namespaces"), "{line}");
+    }
 }
