@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Waits for the lock that every iptables takes, in seconds.
 const LOCK_WAIT: &str = "10";
@@ -75,9 +76,10 @@ fn links() -> Result<Vec<String>> {
 pub(super) fn remove_stale(prefix: &str, link_prefix: &str) -> Result<()> {
     for namespace in namespaces()?.iter().filter(|name| is_stale(name, prefix)) {
         for process in run("ip", &["netns", "pids", namespace])?.split_whitespace() {
+            let process = process.parse().ok().and_then(Pid::from_raw);
             // It may end by itself in between.
-            if let Err(error) = run("kill", &["-9", process]) {
-                eprintln!("{error:#}");
+            if let Some(Err(error)) = process.map(|process| kill_process(process, Signal::KILL)) {
+                eprintln!("cannot kill a server that was left behind: {error}");
             }
         }
         // Another test may remove the same one.
