@@ -89,28 +89,30 @@ impl Network {
         let network = Network { prefix, client_link, subnet, hosts, relays: Mutex::default() };
         let switch = network.namespace("switch");
         ip(&["netns", "add", &switch])?;
-        ip_in(&switch, &["link", "add", "bridge", "type", "bridge"])?;
-        ip_in(&switch, &["link", "set", "bridge", "up"])?;
-        ip(&["link", "add", &network.client_link, "type", "veth", "peer", "name", "client", "netns", &switch])?;
+        ip_in(&switch, &["link", "add", "name", "bridge", "type", "bridge"])?;
+        ip_in(&switch, &["link", "set", "dev", "bridge", "up"])?;
+        let to_switch = ["peer", "name", "client", "netns", &switch];
+        ip(&[&["link", "add", "name", &network.client_link, "type", "veth"], &to_switch[..]].concat())?;
         network.plug_in("client")?;
         let client = format!("{}/24", network.address_of(CLIENT_HOST));
         ip(&["addr", "add", &client, "dev", &network.client_link])?;
-        ip(&["link", "set", &network.client_link, "up"])?;
+        ip(&["link", "set", "dev", &network.client_link, "up"])?;
         for (name, host) in &network.hosts {
             let node = network.namespace(name);
             ip(&["netns", "add", &node])?;
-            ip_in(&switch, &["link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", &node])?;
+            let to_node = ["peer", "name", "eth0", "netns", &node];
+            ip_in(&switch, &[&["link", "add", "name", name, "type", "veth"], &to_node[..]].concat())?;
             network.plug_in(name)?;
             ip_in(&node, &["addr", "add", &format!("{}/24", network.address_of(*host)), "dev", "eth0"])?;
-            ip_in(&node, &["link", "set", "eth0", "up"])?;
-            ip_in(&node, &["link", "set", "lo", "up"])?;
+            ip_in(&node, &["link", "set", "dev", "eth0", "up"])?;
+            ip_in(&node, &["link", "set", "dev", "lo", "up"])?;
         }
         Ok(network)
     }
 
     /// Joins the switch's end of a link to the bridge.
     fn plug_in(&self, link: &str) -> Result<()> {
-        ip_in(&self.namespace("switch"), &["link", "set", link, "master", "bridge", "up"])
+        ip_in(&self.namespace("switch"), &["link", "set", "dev", link, "master", "bridge", "up"])
     }
 
     fn namespace(&self, name: &str) -> String {
@@ -348,6 +350,6 @@ mod tests {
         assert!(namespaces().unwrap().iter().any(|name| name.starts_with(&prefix)));
         drop(network);
         assert!(!namespaces().unwrap().iter().any(|name| name.starts_with(&prefix)));
-        assert!(ip(&["link", "show", &link]).is_err());
+        assert!(ip(&["link", "show", "dev", &link]).is_err());
     }
 }

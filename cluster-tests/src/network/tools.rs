@@ -3,10 +3,13 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// How often this process has tried.
+static PROBED: AtomicUsize = AtomicUsize::new(0);
 /// Waits for the lock that every iptables takes, in seconds.
 const LOCK_WAIT: &str = "10";
 
@@ -46,7 +49,8 @@ pub(super) fn namespace_file(namespace: &str) -> PathBuf {
 /// Whether this machine can have networks of its own: tried, not guessed.
 pub(super) fn probe() -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "only root can make network namespaces");
-    let name = format!("understudy-{}-probe", std::process::id());
+    let number = PROBED.fetch_add(1, Ordering::Relaxed);
+    let name = format!("understudy-{}-probe-{number}", std::process::id());
     ip(&["netns", "add", &name])?;
     let at_random = ["-m", "statistic", "--mode", "random", "--probability", "0.5"];
     let tried = iptables(&name, &[&["-A", "INPUT"], &at_random[..], &["-j", "DROP"]].concat())
@@ -63,7 +67,7 @@ pub(super) fn namespaces() -> Result<Vec<String>> {
 
 /// Removes a link if it is there.
 pub(super) fn remove_link(name: &str) -> Result<()> {
-    if links()?.iter().any(|link| link == name) { ip(&["link", "delete", name]) } else { Ok(()) }
+    if links()?.iter().any(|link| link == name) { ip(&["link", "delete", "dev", name]) } else { Ok(()) }
 }
 
 fn links() -> Result<Vec<String>> {
