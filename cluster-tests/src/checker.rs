@@ -309,13 +309,13 @@ fn on_chain(timelines: &TimelineHistory, position: Position) -> bool {
 }
 
 /// The highest LSN that was answered before a time.
-struct Floor {
+pub(crate) struct Floor {
     /// Times ascending, LSNs never descending.
     steps: Vec<(Nanos, Lsn)>,
 }
 
 impl Floor {
-    fn new(answers: impl Iterator<Item = (Nanos, Lsn)>) -> Self {
+    pub(crate) fn new(answers: impl Iterator<Item = (Nanos, Lsn)>) -> Self {
         let mut steps: Vec<(Nanos, Lsn)> = answers.collect();
         steps.sort_unstable();
         let mut highest = Lsn::INVALID;
@@ -326,7 +326,7 @@ impl Floor {
         Self { steps }
     }
 
-    fn before(&self, time: Nanos) -> Lsn {
+    pub(crate) fn before(&self, time: Nanos) -> Lsn {
         let count = self.steps.partition_point(|(returned, _)| *returned < time);
         count.checked_sub(1).map_or(Lsn::INVALID, |last| self.steps[last].1)
     }

@@ -62,6 +62,7 @@ fn good() -> History {
             read((100, 101), "x", Some(("x3", at(2, 500))), at(2, 500)),
             read((100, 101), "y", Some(("y1", at(1, 400))), at(2, 500)),
         ],
+        ledger: crate::ledger::Ledger::default(),
         timelines: timelines(&[(1, 100), (2, 400)]),
     }
 }

@@ -6,12 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures::future::join_all;
 use rustix::process::Signal;
 
+use crate::network::Network;
 use crate::node_client::NodeClient;
 pub use crate::options::Options;
 use crate::ports;
@@ -46,6 +48,8 @@ pub struct Cluster {
     /// Removed when the cluster has finished well.
     temporary: Option<tempfile::TempDir>,
     finished: bool,
+    /// Where the servers stand, if not on loopback. Goes after them.
+    network: Option<Arc<Network>>,
 }
 
 impl Cluster {
@@ -61,20 +65,22 @@ impl Cluster {
         };
         let dir = options.dir.clone().or_else(|| Some(temporary.as_ref()?.path().to_owned()));
         let dir = dir.context("either a directory is given or one was made")?;
-        let ports = ports::free(options.names.len())?;
-        let members: Vec<(String, String)> =
-            options.names.iter().cloned().zip(ports.iter().map(|port| format!("127.0.0.1:{port}"))).collect();
+        let members = members(options)?;
         let initial = members.iter().map(|(name, address)| format!("{name}={address}")).collect::<Vec<_>>().join(",");
         let mut nodes = BTreeMap::new();
         for (name, address) in members {
             let data_dir = dir.join(&name);
             let arguments = server_arguments(options, &name, &address, &initial, &data_dir);
             let log = dir.join(format!("{name}.log"));
-            let launch = Launch { binary: binary.clone(), arguments, log, detached: options.detached };
+            let (binary, arguments) = match &options.network {
+                Some(network) => network.wrap(&name, binary.clone(), arguments),
+                None => (binary.clone(), arguments),
+            };
+            let launch = Launch { binary, arguments, log, detached: options.detached };
             nodes.insert(name, Node { address, launch, data_dir, server: None });
         }
-        let listed = options.listed;
-        Ok(Cluster { nodes, dir, listed, given_up: BTreeSet::new(), temporary, finished: false })
+        let (listed, network) = (options.listed, options.network.clone());
+        Ok(Cluster { nodes, dir, listed, given_up: BTreeSet::new(), temporary, finished: false, network })
     }
 
     /// Starts all nodes and waits until the cluster is settled.
@@ -106,6 +112,14 @@ impl Cluster {
     /// `host:port` of every node, in the order of their names.
     pub fn endpoints(&self) -> Vec<String> {
         self.nodes.values().map(|node| node.address.clone()).collect()
+    }
+
+    /// Where the servers stand.
+    ///
+    /// # Panics
+    /// When they stand on loopback.
+    pub fn network(&self) -> &Network {
+        self.network.as_deref().expect("the test has made a network")
     }
 
     /// Where everything lies.
@@ -341,6 +355,16 @@ impl Drop for Cluster {
             }
         }
     }
+}
+
+/// The names and addresses of all nodes.
+fn members(options: &Options) -> Result<Vec<(String, String)>> {
+    let names = options.names.iter().cloned();
+    if let Some(network) = &options.network {
+        return Ok(names.map(|name| (name.clone(), network.server_address(&name))).collect());
+    }
+    let ports = ports::free(options.names.len())?;
+    Ok(names.zip(ports.iter().map(|port| format!("127.0.0.1:{port}"))).collect())
 }
 
 fn server_arguments(options: &Options, name: &str, address: &str, initial: &str, data_dir: &Path) -> Vec<String> {

@@ -5,6 +5,8 @@
 
 use understudy_types::{Lsn, Position, TimelineHistory};
 
+use crate::ledger::Ledger;
+
 /// Nanoseconds since the recording began.
 pub type Nanos = u64;
 
@@ -17,6 +19,8 @@ pub struct History {
     pub reads: Vec<Read>,
     /// Reads of every key on every node after all clients had stopped and all nodes had caught up.
     pub finals: Vec<Read>,
+    /// Transfers between accounts.
+    pub ledger: Ledger,
     /// The final chain.
     pub timelines: TimelineHistory,
 }
@@ -113,11 +117,13 @@ impl History {
     /// The highest LSN that was acknowledged.
     pub fn highest(&self) -> Lsn {
         let acknowledged = self.writes.iter().filter_map(Write::acknowledgement);
-        acknowledged.map(|acknowledgement| acknowledgement.position.lsn).max().unwrap_or(Lsn::INVALID)
+        let transferred = self.ledger.acknowledged().map(|(_, acknowledgement)| acknowledgement);
+        acknowledged.chain(transferred).map(|done| done.position.lsn).max().unwrap_or(Lsn::INVALID)
     }
 
-    /// Writes that were acknowledged.
+    /// Writes and transfers that were acknowledged.
     pub fn acknowledged(&self) -> usize {
-        self.writes.iter().filter(|write| write.acknowledgement().is_some()).count()
+        let writes = self.writes.iter().filter(|write| write.acknowledgement().is_some()).count();
+        writes + self.ledger.acknowledged().count()
     }
 }

@@ -11,6 +11,7 @@ use understudy_rpc::error::RpcError;
 use understudy_rpc::v1;
 use understudy_rpc::v1::cluster_client::ClusterClient;
 use understudy_rpc::v1::kv_client::KvClient;
+use understudy_types::Position;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// A page of a scan holds values of up to 4 MiB.
@@ -138,6 +139,31 @@ impl NodeClient {
         let mut cluster = self.cluster.clone();
         let answer = self.bounded(request, async |request| cluster.cancel_waiting(request).await).await;
         answer.map(|answer| answer.cancelled)
+    }
+
+    /// All entries from `start` on, below `end`, and the position that they were read at.
+    ///
+    /// # Errors
+    /// As [`NodeClient::scan`].
+    pub async fn scan_at(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        consistency: v1::Consistency,
+    ) -> Result<(Vec<v1::Entry>, Position), Status> {
+        let mut kv = self.kv.clone();
+        let (start, end) = (start.to_vec().into(), end.to_vec().into());
+        let request = v1::ScanRequest { start, end, consistency: consistency.into(), ..v1::ScanRequest::default() };
+        let all = async {
+            let mut stream = kv.scan(request).await?.into_inner();
+            let (mut entries, mut position) = (Vec::new(), Position::default());
+            while let Some(message) = stream.message().await? {
+                entries.extend(message.entries);
+                position = message.read_position.map(Position::from).unwrap_or_default();
+            }
+            Ok((entries, position))
+        };
+        tokio::time::timeout(self.timeout, all).await.unwrap_or_else(|_| Err(self.late()))
     }
 
     /// One page of at most `limit` entries from `start` on, below `end`.

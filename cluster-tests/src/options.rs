@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::network::Network;
 
 /// How a cluster is made.
 #[derive(Debug, Clone)]
@@ -22,6 +25,8 @@ pub struct Options {
     pub dir: Option<PathBuf>,
     /// Whether the processes survive this one; see [`Cluster::detach`].
     pub detached: bool,
+    /// Where the servers stand; none for loopback, a port each.
+    pub network: Option<Arc<Network>>,
 }
 
 impl Default for Options {
@@ -36,6 +41,7 @@ impl Default for Options {
             binary: None,
             dir: None,
             detached: false,
+            network: None,
         }
     }
 }
@@ -45,6 +51,12 @@ impl Options {
     pub fn sync(mut self, names: &str, mode: &str) -> Self {
         let setting = ["--synchronous-standby-names", names, "--sync-mode", mode];
         self.arguments.extend(setting.map(str::to_owned));
+        self
+    }
+
+    /// With every server in its namespace of this network.
+    pub fn network(mut self, network: &Arc<Network>) -> Self {
+        self.network = Some(Arc::clone(network));
         self
     }
 

@@ -139,6 +139,13 @@ pub(crate) fn acknowledged(response: &v1::CommitResponse) -> WriteOutcome {
     })
 }
 
+pub(crate) fn wire_consistency(consistency: Consistency) -> v1::Consistency {
+    match consistency {
+        Consistency::Linearizable => v1::Consistency::Linearizable,
+        Consistency::Eventual => v1::Consistency::Eventual,
+    }
+}
+
 /// Reads one key at one node without writing it down.
 ///
 /// # Errors
@@ -150,10 +157,7 @@ pub async fn read(
     key: &str,
     consistency: Consistency,
 ) -> Result<Read, tonic::Status> {
-    let asked = match consistency {
-        Consistency::Linearizable => v1::Consistency::Linearizable,
-        Consistency::Eventual => v1::Consistency::Eventual,
-    };
+    let asked = wire_consistency(consistency);
     let invoked = recorder.now();
     let answer = client.get(key.as_bytes(), asked).await?;
     let returned = recorder.now();

@@ -10,10 +10,12 @@ use anyhow::{Context, Result, ensure};
 use understudy_types::{Lsn, SystemId};
 
 use crate::audit::{self, Log};
-use crate::checker;
+use crate::checker::{self, Violation};
 use crate::cluster::{Cluster, Options, PATIENCE};
 use crate::history::{Consistency, History, Read};
+use crate::ledger::LedgerViolation;
 use crate::recorder::read;
+use crate::transfers::count;
 use crate::workload::{Load, Workload};
 
 /// Before the first fault, after the last, and in between: enough that a fault hits commits under way.
@@ -39,6 +41,12 @@ pub struct Verdict {
     pub history: History,
     /// What the WAL files say.
     pub audit: audit::Findings,
+    /// Acknowledged commits that are not there.
+    pub lost: usize,
+    /// Commits that were made twice.
+    pub duplicated: usize,
+    /// Promises that were broken, these included.
+    pub violations: Vec<String>,
 }
 
 impl Scenario {
@@ -75,6 +83,16 @@ impl Scenario {
     /// # Errors
     /// When something is wrong: all of it is in the message.
     pub async fn verdict(self) -> Result<Verdict> {
+        let verdict = self.judged().await?;
+        verdict.ensure_kept()?;
+        Ok(verdict)
+    }
+
+    /// As [`Scenario::verdict`], whatever it is.
+    ///
+    /// # Errors
+    /// When the cluster does not settle, or cannot be asked in the end.
+    pub async fn judged(self) -> Result<Verdict> {
         let Scenario { cluster, workload, wal_may_be_removed } = self;
         workload.wait_more(SOME, SOME, PATIENCE).await?;
         cluster.wait_settled().await?;
@@ -90,15 +108,22 @@ impl Scenario {
                 history.finals.push(final_read(&recorder, &cluster, &name, &key, Consistency::Eventual).await?);
             }
         }
+        let sides = cluster.expected().into_iter().map(|name| (name, Consistency::Eventual));
+        for (name, consistency) in [(primary.clone(), Consistency::Linearizable)].into_iter().chain(sides) {
+            let counted = count(&recorder, &name, &cluster.client(&name, READ_TIMEOUT), consistency).await;
+            history.ledger.finals.push(counted.with_context(|| format!("the final count of the accounts at {name}"))?);
+        }
         let client = cluster.client(&primary, READ_TIMEOUT);
         history.timelines = audit::timelines(&client.history().await.context("the primary's history")?)?;
         let log = log_of(&cluster, &primary, &history, applied).await?;
         let folders: Vec<_> =
             cluster.expected().into_iter().map(|name| (name.clone(), cluster.data_dir(&name).join("wal"))).collect();
         let audit = tokio::task::spawn_blocking(move || log.audit(&folders)).await.context("the audit failed")??;
-        judge(&history, &audit, wal_may_be_removed)?;
-        cluster.finish().await?;
-        Ok(Verdict { history, audit })
+        let verdict = Verdict::of(history, audit, wal_may_be_removed);
+        if verdict.violations.is_empty() {
+            cluster.finish().await?;
+        }
+        Ok(verdict)
     }
 }
 
@@ -131,24 +156,46 @@ async fn log_of(cluster: &Cluster, primary: &str, history: &History, upto: Lsn) 
     Ok(Log { system_id, segment_size, timelines: history.timelines.clone(), upto })
 }
 
-fn judge(history: &History, audit: &audit::Findings, wal_may_be_removed: bool) -> Result<()> {
-    let violations = checker::check(history);
-    let shown: Vec<String> = violations.iter().take(VIOLATIONS_SHOWN).map(ToString::to_string).collect();
-    ensure!(violations.is_empty(), "{} promises were broken:\n{}", violations.len(), shown.join("\n"));
-    ensure!(audit.duplicated.is_empty(), "commits stand in the WAL twice: {:?}", audit.duplicated);
-    ensure!(audit.identical(), "the WAL files differ: {:?}", audit.differences);
-    ensure!(
-        wal_may_be_removed || audit.commits >= history.acknowledged() as u64,
-        "{} commits in the WAL, {} acknowledged",
-        audit.commits,
-        history.acknowledged()
-    );
-    println!(
-        "{} commits acknowledged, {} reads, {} timelines, {} segments compared",
-        history.acknowledged(),
-        history.reads.len(),
-        history.timelines.switches().len(),
-        audit.segments
-    );
-    Ok(())
+impl Verdict {
+    fn of(history: History, audit: audit::Findings, wal_may_be_removed: bool) -> Verdict {
+        let broken = checker::check(&history);
+        let others = history.writes.iter().filter_map(|w| Some((w.returned, w.acknowledgement()?.position.lsn)));
+        let money = history.ledger.check(others);
+        let lost = broken.iter().filter(|violation| matches!(violation, Violation::Lost { .. })).count()
+            + money.iter().filter(|violation| matches!(violation, LedgerViolation::NotCounted { .. })).count();
+        let twice = broken.iter().filter(|violation| matches!(violation, Violation::AppliedTwice { .. })).count()
+            + money.iter().filter(|violation| matches!(violation, LedgerViolation::CountedTwice { .. })).count();
+        let duplicated = audit.duplicated.len() + twice;
+        let mut violations: Vec<String> = broken.iter().map(ToString::to_string).collect();
+        violations.extend(money.iter().map(ToString::to_string));
+        violations
+            .extend(audit.duplicated.iter().map(|commit| format!("a commit stands in the WAL twice: {commit:?}")));
+        if !audit.identical() {
+            violations.push(format!("the WAL files differ: {:?}", audit.differences));
+        }
+        if !wal_may_be_removed && audit.commits < history.acknowledged() as u64 {
+            violations.push(format!("{} commits in the WAL, {} acknowledged", audit.commits, history.acknowledged()));
+        }
+        Verdict { history, audit, lost, duplicated, violations }
+    }
+
+    /// Prints what was done and seen.
+    ///
+    /// # Errors
+    /// When a promise was broken.
+    pub fn ensure_kept(&self) -> Result<()> {
+        let Verdict { history, audit, violations, .. } = self;
+        let shown = violations.iter().take(VIOLATIONS_SHOWN).map(String::as_str).collect::<Vec<_>>().join("\n");
+        ensure!(violations.is_empty(), "{} promises were broken:\n{shown}", violations.len());
+        println!(
+            "{} commits acknowledged, {} of them transfers; {} reads, {} counts; {} timelines, {} segments compared",
+            history.acknowledged(),
+            history.ledger.acknowledged().count(),
+            history.reads.len(),
+            history.ledger.looks.iter().filter(|look| look.whole).count(),
+            history.timelines.switches().len(),
+            audit.segments
+        );
+        Ok(())
+    }
 }

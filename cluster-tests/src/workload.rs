@@ -6,6 +6,9 @@
 //! | incrementer | reads a counter, adds one under the condition that the version is still the one that was read |
 //! | reader | a linearizable read of any key, at whoever is the primary |
 //! | eventual reader | one per node: reads any key there |
+//! | teller | moves money between two accounts ([`crate::transfers`]) |
+//! | counter | scans all accounts: one at the primary, one at each node |
+//! | clinging client | one of the above that asks one node only, whatever it says ([`Workload::cling_to`]) |
 //!
 //! A client asks the node that it takes for the primary, waits a bounded time, and asks again elsewhere: always with
 //! the same request id, so that a commit takes effect once. It is deliberately simpler than the Rust client: what a
@@ -30,13 +33,13 @@ use crate::recorder::{Progress, Recorder, acknowledged};
 /// node froze is nobody's any more when the node goes on.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1_200);
 /// After this long a client gives up: the outcome is unknown.
-const GIVE_UP: Duration = Duration::from_secs(10);
+pub(crate) const GIVE_UP: Duration = Duration::from_secs(10);
 /// Between two operations of a client: it is the faults that are tested, not the throughput.
-const PAUSE: Duration = Duration::from_millis(3);
+pub(crate) const PAUSE: Duration = Duration::from_millis(3);
 /// A second put in every commit, of a key that nobody reads: the log is to have several segments.
 const FILLER: [u8; 2_000] = [b'.'; 2_000];
 /// Before the same thing is asked again.
-const RETRY_PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// How many of what.
 #[derive(Debug, Clone)]
@@ -51,11 +54,15 @@ pub struct Load {
     pub registers: usize,
     /// Keys that are incremented.
     pub counters: usize,
+    /// Clients that move money.
+    pub tellers: usize,
+    /// Between which they move it; at least two.
+    pub accounts: usize,
 }
 
 impl Default for Load {
     fn default() -> Self {
-        Self { writers: 6, incrementers: 3, readers: 4, registers: 5, counters: 2 }
+        Self { writers: 6, incrementers: 3, readers: 4, registers: 5, counters: 2, tellers: 2, accounts: 6 }
     }
 }
 
@@ -81,43 +88,76 @@ pub struct Workload {
     progress: watch::Receiver<Progress>,
     stop: watch::Sender<bool>,
     clients: JoinSet<()>,
+    /// How many were set to work.
+    sessions: usize,
 }
 
 impl Workload {
     /// Sets the clients to work.
     pub fn start(cluster: &Cluster, load: Load) -> Workload {
         let recorder = Arc::new(Recorder::new());
-        let (stop, stopped) = watch::channel(false);
-        let mut clients = JoinSet::new();
-        let with_client = |name: String| {
-            let client = cluster.client(&name, ATTEMPT_TIMEOUT);
-            (name, client)
-        };
-        let session = |number: usize| Session {
-            number,
-            recorder: Arc::clone(&recorder),
-            nodes: cluster.names().into_iter().map(with_client).collect(),
-            addresses: cluster.endpoints(),
-            believed: number % cluster.names().len(),
-            sequence: 0,
-            stopped: stopped.clone(),
-        };
-        let mut number = 0..;
-        let mut next = || session(number.next().unwrap_or_default());
+        recorder.with(|history| history.ledger.accounts = load.accounts);
+        let progress = recorder.progress();
+        let stop = watch::Sender::new(false);
+        let mut workload = Workload { recorder, load, progress, stop, clients: JoinSet::new(), sessions: 0 };
+        let (names, load) = (cluster.names(), workload.load.clone());
         for _ in 0..load.writers {
-            clients.spawn(next().write_forever(load.clone()));
+            let session = workload.session(cluster, &names);
+            workload.clients.spawn(session.write_forever(load.clone()));
         }
         for _ in 0..load.incrementers {
-            clients.spawn(next().increment_forever(load.clone()));
+            let session = workload.session(cluster, &names);
+            workload.clients.spawn(session.increment_forever(load.clone()));
         }
         for _ in 0..load.readers {
-            clients.spawn(next().read_forever(load.clone()));
+            let session = workload.session(cluster, &names);
+            workload.clients.spawn(session.read_forever(load.clone()));
         }
-        for node in 0..cluster.names().len() {
-            clients.spawn(next().read_eventually_forever(node, load.clone()));
+        for node in 0..names.len() {
+            let (reader, counter) = (workload.session(cluster, &names), workload.session(cluster, &names));
+            workload.clients.spawn(reader.read_eventually_forever(node, load.clone()));
+            workload.clients.spawn(counter.count_forever(Some(node)));
         }
-        let progress = recorder.progress();
-        Workload { recorder, load, progress, stop, clients }
+        for number in 0..load.tellers {
+            let mut session = workload.session(cluster, &names);
+            let accounts = load.accounts;
+            workload.clients.spawn(async move {
+                if number == 0 {
+                    session.open_accounts(accounts).await;
+                }
+                session.transfer_forever(accounts).await;
+            });
+        }
+        let session = workload.session(cluster, &names);
+        workload.clients.spawn(session.count_forever(None));
+        workload
+    }
+
+    /// A writer, a reader and a teller that ask this node and no other from now on: a client that is on the side of a
+    /// primary that was cut off, and does not know.
+    pub fn cling_to(&mut self, cluster: &Cluster, name: &str) {
+        let (only, load) = ([name.to_owned()], self.load.clone());
+        let session = self.session(cluster, &only);
+        self.clients.spawn(session.write_forever(load.clone()));
+        let session = self.session(cluster, &only);
+        self.clients.spawn(session.read_forever(load.clone()));
+        let session = self.session(cluster, &only);
+        self.clients.spawn(session.transfer_forever(load.accounts));
+    }
+
+    fn session(&mut self, cluster: &Cluster, names: &[String]) -> Session {
+        let with_client = |name: &String| (name.clone(), cluster.client(name, ATTEMPT_TIMEOUT));
+        let number = self.sessions;
+        self.sessions += 1;
+        Session {
+            number,
+            recorder: Arc::clone(&self.recorder),
+            nodes: names.iter().map(with_client).collect(),
+            addresses: names.iter().map(|name| cluster.address(name).to_owned()).collect(),
+            believed: number % names.len(),
+            sequence: 0,
+            stopped: self.stop.subscribe(),
+        }
     }
 
     /// How far it has come.
@@ -178,24 +218,24 @@ impl Workload {
 }
 
 /// One client.
-struct Session {
-    number: usize,
-    recorder: Arc<Recorder>,
-    nodes: Vec<(String, NodeClient)>,
+pub(crate) struct Session {
+    pub(crate) number: usize,
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) nodes: Vec<(String, NodeClient)>,
     addresses: Vec<String>,
     /// Whom it takes for the primary.
-    believed: usize,
-    sequence: u64,
+    pub(crate) believed: usize,
+    pub(crate) sequence: u64,
     stopped: watch::Receiver<bool>,
 }
 
 impl Session {
-    fn goes_on(&self) -> bool {
+    pub(crate) fn goes_on(&self) -> bool {
         !*self.stopped.borrow()
     }
 
     /// A value that nobody else writes.
-    fn value(&mut self) -> String {
+    pub(crate) fn value(&mut self) -> String {
         self.sequence += 1;
         format!("{}-{}", self.number, self.sequence)
     }
@@ -269,7 +309,7 @@ impl Session {
         self.recorder.write(Write { invoked, returned, key: key.to_owned(), value, expected, outcome });
     }
 
-    async fn outcome_of(&mut self, request: v1::CommitRequest) -> WriteOutcome {
+    pub(crate) async fn outcome_of(&mut self, request: v1::CommitRequest) -> WriteOutcome {
         let deadline = Instant::now() + GIVE_UP;
         // Whether an attempt may have taken effect, or may still: then a refusal of a later one says nothing.
         let mut loose = false;
@@ -281,14 +321,14 @@ impl Session {
             let refusal = refusal(&status);
             loose |= refusal.as_ref().is_none_or(|error| error.reason.may_have_taken_effect());
             let final_word = refusal.as_ref().is_some_and(|error| !error.reason.is_retryable());
-            if final_word || Instant::now() >= deadline {
+            if final_word || Instant::now() >= deadline || !self.goes_on() {
                 return if loose { WriteOutcome::Unknown } else { WriteOutcome::Refused };
             }
             self.look_elsewhere(refusal.as_ref()).await;
         }
     }
 
-    async fn look_elsewhere(&mut self, refusal: Option<&RpcError>) {
+    pub(crate) async fn look_elsewhere(&mut self, refusal: Option<&RpcError>) {
         let named =
             refusal.filter(|error| error.reason == Reason::NotPrimary).and_then(|error| error.get("primary_address"));
         let named = named.and_then(|address| self.addresses.iter().position(|known| known == address));
@@ -301,7 +341,7 @@ fn count_of(value: &str) -> u64 {
     value.split(':').next().and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
-fn precondition(key: &str, expected: Expected) -> Option<v1::Precondition> {
+pub(crate) fn precondition(key: &str, expected: Expected) -> Option<v1::Precondition> {
     let condition = match expected {
         Expected::Anything => return None,
         Expected::Absent => v1::precondition::Condition::Absent(v1::precondition::Absent {}),

@@ -8,6 +8,7 @@ mod freeze;
 mod kill;
 mod levels;
 mod reads;
+mod partitions;
 mod restart;
 mod seeding;
 mod settings;

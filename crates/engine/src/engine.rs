@@ -135,12 +135,12 @@ impl Engine {
     /// How long the past can be read, from now on: as the primary this node gives up what is older (default 5 minutes). A
     /// read that takes longer fails, so let it be longer than those.
     pub fn set_history_retention(&self, retention: Duration) {
-        self.shared().retention.set_history(retention);
+        self.shared().history_retention.set_history(retention);
     }
 
     /// How long a commit can be sent again and is done once, from now on (default 1 hour).
     pub fn set_request_id_retention(&self, retention: Duration) {
-        self.shared().retention.set_request_ids(retention);
+        self.shared().history_retention.set_request_ids(retention);
     }
 
     /// The failure after which the process must exit; none while all is well.

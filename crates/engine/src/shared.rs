@@ -38,7 +38,7 @@ pub(crate) struct Shared {
     /// Below it nothing is read; changed by the applier alone.
     pub horizon: watch::Sender<Lsn>,
     /// What the horizon is to be, on the primary.
-    pub retention: Retention,
+    pub history_retention: gc::Retention,
     /// Up to where a failover cannot take anything back.
     pub safe: watch::Sender<Lsn>,
     /// Whether the safe LSN may move: not on a sealed node.
@@ -80,7 +80,7 @@ impl Shared {
             session: RwLock::new(None),
             visible: watch::Sender::new(visible),
             horizon: watch::Sender::new(horizon),
-            retention: Retention::default(),
+            history_retention: gc::Retention::default(),
             safe: watch::Sender::new(visible.lsn),
             safe_gate: Mutex::new(true),
             confirmed_until: watch::Sender::new(None),

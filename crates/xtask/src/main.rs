@@ -18,7 +18,7 @@ mod tidy;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -83,10 +83,18 @@ fn test(options: &[OsString]) -> Result<ExitCode> {
     let grpcurl = prerequisites::grpcurl()?;
     image_for_tests()?;
     // Last, so that its summary is the last thing on the screen.
+    let skipped = cargo::target_dir().join("skipped-tests");
+    if skipped.exists() {
+        std::fs::remove_file(&skipped).with_context(|| format!("cannot remove {}", skipped.display()))?;
+    }
     let mut nextest = cargo::command(["nextest", "run", "--workspace"]);
-    cargo::exit_code_of(
-        nextest.args(options).env("UNDERSTUDY_BIN", cargo::binary("understudy")).env("UNDERSTUDY_GRPCURL", grpcurl),
-    )
+    nextest.args(options).env("UNDERSTUDY_BIN", cargo::binary("understudy")).env("UNDERSTUDY_SKIPPED", &skipped);
+    nextest.env("UNDERSTUDY_GRPCURL", grpcurl);
+    let code = cargo::exit_code_of(&mut nextest)?;
+    if let Some(line) = skipped_line(&std::fs::read_to_string(&skipped).unwrap_or_default()) {
+        eprintln!("{line}");
+    }
+    Ok(code)
 }
 
 /// The image for the compose tests. Where there can be none they are skipped, loudly; not in continuous integration.
@@ -102,4 +110,26 @@ fn image_for_tests() -> Result<()> {
 
 fn is_ci() -> bool {
     std::env::var("CI").is_ok_and(|set| set == "true")
+}
+
+/// What tests wrote when they were skipped: a line each, with what they had needed. None when none was.
+fn skipped_line(written: &str) -> Option<String> {
+    let mut needs: Vec<&str> = written.lines().collect();
+    let count = needs.len();
+    needs.sort_unstable();
+    needs.dedup();
+    (count > 0)
+        .then(|| format!("xtask: {count} tests were SKIPPED, because this machine has no {}", needs.join(", no ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipped_tests_are_counted() {
+        assert_eq!(skipped_line(""), None);
+        let line = skipped_line("network namespaces\ncontainers\nnetwork namespaces\n").expect("some");
+        assert!(line.contains("3 tests") && line.ends_with("no containers, no network namespaces"), "{line}");
+    }
 }

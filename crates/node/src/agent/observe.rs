@@ -91,7 +91,7 @@ impl Agent {
             damaged: self.promises.damaged,
             damage_epoch: self.promises.damage_epoch,
             primary_heard_ms_ago: u64::try_from(self.primary_heard_ago(now).as_millis()).unwrap_or(u64::MAX),
-            primary_refused: primary_node.is_some_and(|node| self.table.is_refused(node)),
+            primary_refused: primary_node.is_some_and(|node| self.table.is_refused(node, self.primary_timeout(), now)),
             confirmed: self.primary.as_ref().is_none_or(|primary| primary.is_confirmed(self.primary_timeout(), now)),
             raft_leader: self.leadership.leader,
             failed_to_open: self.failed_to_open,

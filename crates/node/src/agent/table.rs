@@ -21,6 +21,8 @@ struct Peer {
     link: Option<Link>,
     /// Ours to it stood once.
     was_up: bool,
+    /// Since when nobody listens there, as far as we are told; none while that is not the answer.
+    refused_since: Option<Instant>,
 }
 
 /// The other nodes by id.
@@ -40,7 +42,7 @@ pub enum Change {
 
 impl Peer {
     fn new() -> Self {
-        Self { heard_at: None, report: None, streams_in: 0, link: None, was_up: false }
+        Self { heard_at: None, report: None, streams_in: 0, link: None, was_up: false, refused_since: None }
     }
 
     /// Lost, and nobody listens there any more.
@@ -89,6 +91,8 @@ impl Table {
             MeshEvent::Link { to, link } => {
                 let peer = self.peers.entry(*to).or_insert_with(Peer::new);
                 peer.was_up |= *link == Link::Up;
+                let refused = *link == Link::Refused;
+                peer.refused_since = refused.then(|| peer.refused_since.unwrap_or_else(Instant::now));
                 peer.link = Some(link.clone());
                 Change::Urgent
             }
@@ -100,9 +104,14 @@ impl Table {
         self.peers.get(&node)?.heard_at.map(|at| now.saturating_duration_since(at))
     }
 
-    /// We had a connection to `node`, lost it, and cannot have a new one.
-    pub fn is_refused(&self, node: NodeId) -> bool {
-        self.peers.get(&node).is_some_and(Peer::is_refused)
+    /// We had a connection to `node`, lost it, and cannot have a new one: at once when its stream to us is gone, too.
+    /// A node whose own stream still stands lives, but nobody can ask it for anything: something answers in its
+    /// place. That counts once it has lasted for `patience`.
+    pub fn is_refused(&self, node: NodeId, patience: Duration, now: Instant) -> bool {
+        let lasts = |since: Instant| now.saturating_duration_since(since) >= patience;
+        self.peers
+            .get(&node)
+            .is_some_and(|peer| peer.is_refused() || (peer.was_up && peer.refused_since.is_some_and(lasts)))
     }
 
     /// Whom we heard within `timeout`.
@@ -174,17 +183,36 @@ mod tests {
         MeshEvent::Link { to: PEER, link }
     }
 
+    /// At once, as far as a test can tell.
+    fn is_refused(table: &Table) -> bool {
+        table.is_refused(PEER, Duration::from_secs(3_600), Instant::now())
+    }
+
     #[test]
     fn a_node_counts_as_refused_only_after_it_was_connected_and_both_ways_are_gone() {
-        assert!(!table(&[link(Link::Refused)]).is_refused(PEER), "it may just not have started yet");
+        assert!(!is_refused(&table(&[link(Link::Refused)])), "it may just not have started yet");
         let lost = [link(Link::Up), MeshEvent::Opened { from: PEER }, link(Link::Refused)];
-        assert!(!table(&lost).is_refused(PEER), "its own stream to us still stands");
+        assert!(!is_refused(&table(&lost)), "its own stream to us still stands");
         let dead =
             [link(Link::Up), MeshEvent::Opened { from: PEER }, MeshEvent::Closed { from: PEER }, link(Link::Refused)];
-        assert!(table(&dead).is_refused(PEER));
+        assert!(is_refused(&table(&dead)));
         let silent = [link(Link::Up), link(Link::Down { why: "timed out".to_owned() })];
-        assert!(!table(&silent).is_refused(PEER), "silence is no refusal");
+        assert!(!is_refused(&table(&silent)), "silence is no refusal");
         let back = [link(Link::Up), link(Link::Refused), link(Link::Up)];
-        assert!(!table(&back).is_refused(PEER));
+        assert!(!is_refused(&table(&back)));
+    }
+
+    #[test]
+    fn a_node_that_is_heard_counts_as_refused_once_that_has_lasted() {
+        let patience = Duration::from_secs(1);
+        let later = |table: &Table| table.is_refused(PEER, patience, Instant::now() + patience);
+        let opened = || MeshEvent::Opened { from: PEER };
+        let firewalled = table(&[link(Link::Up), opened(), link(Link::Refused)]);
+        assert!(!firewalled.is_refused(PEER, patience, Instant::now()));
+        assert!(later(&firewalled));
+        assert!(!later(&table(&[opened(), link(Link::Refused)])), "it was never connected");
+        assert!(!later(&table(&[link(Link::Up), opened(), link(Link::Refused), link(Link::Up)])));
+        let timed_out = Link::Down { why: "timed out".to_owned() };
+        assert!(!later(&table(&[link(Link::Up), opened(), link(Link::Refused), link(timed_out)])));
     }
 }
