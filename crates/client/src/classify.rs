@@ -52,6 +52,8 @@ fn of_node(error: RpcError) -> Failed {
             Next::Find
         }
         Reason::CommitOutcomeUnknown if error.get("why") == Some("deadline") => Next::Pause,
+        // Somebody wants the wait to end: whoever waits is told, and asks again if he wants to.
+        Reason::CommitOutcomeUnknown if error.get("why") == Some("cancelled") => Next::Reject(error.clone()),
         Reason::CommitOutcomeUnknown => Next::Find,
         Reason::QueueFull | Reason::PositionNotReached | Reason::TooStale | Reason::TooManyReads => Next::Pause,
         Reason::PreconditionFailed
@@ -142,6 +144,10 @@ mod tests {
         assert_eq!((failed.next, failed.loose, failed.position), (Next::Pause, true, Some(position)));
         let failed = of(RpcError::commit_outcome_unknown(None, UnknownWhy::StepDown));
         assert_eq!((failed.next, failed.loose), (Next::Find, true));
+        // A cancelled wait is not begun again, and stays unknown.
+        let error = RpcError::commit_outcome_unknown(Some(position), UnknownWhy::Cancelled);
+        let failed = of(error.clone());
+        assert_eq!((failed.next, failed.loose, failed.position), (Next::Reject(error), true, Some(position)));
     }
 
     #[test]
