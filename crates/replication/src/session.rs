@@ -252,12 +252,12 @@ impl<H: UpstreamHooks> Session<H> {
     fn unreadable(&self, from: Lsn, upto: Lsn, error: Unreadable) -> Status {
         let standby = self.standby;
         let why = match error {
-            Unreadable::Wal(error) => match *error {
-                WalError::Removed { asked, first, ref segment } => {
-                    return RpcError::wal_removed(error.to_string(), segment, asked, first).into();
+            Unreadable::Wal(error) => {
+                if let WalError::Removed { asked, first, segment } = &*error {
+                    return RpcError::wal_removed(error.to_string(), segment, *asked, *first).into();
                 }
-                other => other.to_string(),
-            },
+                error.to_string()
+            }
             Unreadable::Task(why) => why,
         };
         tracing::error!(%standby, %from, %upto, %why, "the wal could not be read");
