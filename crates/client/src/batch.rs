@@ -199,7 +199,7 @@ mod tests {
         let Settled::Done(3, Err(ClientError::Aborted { found, .. })) = open().settle(refused.clone()) else {
             panic!("a failed precondition is final")
         };
-        assert_eq!(found, "version 0/000000A0@1");
+        assert_eq!(&*found, "version 0/000000A0@1");
         let unknown = failed(RpcError::commit_outcome_unknown(None, UnknownWhy::StepDown));
         let Settled::Again(loose) = open().settle(unknown) else { panic!("an unknown outcome is asked again") };
         // Refused the second time, by what the first attempt may have written itself.
