@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cluster_tests::cluster::{Cluster, Options, PATIENCE};
 use cluster_tests::node_client::{NodeClient, put_request, random_request_id, refusal};
+use cluster_tests::view::View;
 use futures::future::join_all;
 use tonic::Code;
 use understudy_client::{Client, ClientError, Commit};
@@ -45,7 +46,7 @@ async fn has(client: &NodeClient, key: &str) -> Result<bool> {
 async fn wait_waiting(client: &NodeClient, found: impl Fn(&v1::WaitingCommit) -> bool) -> Result<v1::WaitingCommit> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let waiting = client.waiting().await?;
+        let waiting = client.waiting().await.unwrap_or_default();
         if let Some(commit) = waiting.commits.iter().find(|commit| found(commit)) {
             return Ok(commit.clone());
         }
@@ -149,13 +150,26 @@ async fn who_waits_for_whom_is_told_and_a_cancelled_wait_is_unknown() -> Result<
 /// SYNC-9: a rule that nobody meets is said to be one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rule_that_nobody_meets_is_said_to_be_one() -> Result<()> {
-    let options = Options { listed: Some(0), ..Options::default().sync("ANY 1 (nobody)", "required") };
-    let cluster = Cluster::start(&options).await?;
-    let primary = cluster.wait_settled().await?;
+    let mut cluster = Cluster::prepare(&Options::default().sync("ANY 1 (nobody)", "required"))?;
+    cluster.start_all()?;
+    // It is not writable at level `on`, so it never counts as settled.
+    let opened = |view: &View| {
+        let primary = view.primary()?;
+        (primary.answered_by == primary.primary && primary.election.is_none()).then(|| primary.primary.clone())
+    };
+    let primary = cluster.wait_for("a primary", PATIENCE, opened).await?;
     let client = cluster.client(&primary, ANSWER_TIMEOUT);
     let commit = tokio::spawn({
         let client = client.clone();
-        async move { client.commit(put("a", v1::Durability::On)).await }
+        async move {
+            // Whoever was promoted opens its timeline first.
+            loop {
+                match client.commit(put("a", v1::Durability::On)).await {
+                    Err(status) if refusal(&status).is_some_and(|it| it.reason == Reason::NoPrimary) => {}
+                    outcome => return outcome,
+                }
+            }
+        }
     });
     let told = wait_waiting(&client, |commit| commit.why.contains("nobody can acknowledge")).await?;
     ensure!(told.why.contains("ANY 1 (nobody)") && told.nodes.is_empty(), "{told:?}");

@@ -29,6 +29,13 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 type Outcome = Result<CommitOutcome, ClientError>;
 
+/// What a result comes to.
+enum Settled {
+    Done(usize, Outcome),
+    /// It has to be sent again.
+    Again(Open),
+}
+
 /// A commit without a result yet.
 struct Open {
     index: usize,
@@ -46,11 +53,11 @@ impl Open {
         (index, Err(commit_error(Failure { rejected, loose, why, position }, request_id)))
     }
 
-    /// Takes over one result; none when it has to be sent again.
-    fn settle(mut self, result: v1::CommitResult) -> Result<(usize, Outcome), Self> {
+    /// Takes over one result.
+    fn settle(mut self, result: v1::CommitResult) -> Settled {
         let failure = match result.result {
             Some(v1::commit_result::Result::Committed(response)) if response.position.is_some() => {
-                return Ok((self.index, Ok(CommitOutcome::from_wire(response, self.request_id))));
+                return Settled::Done(self.index, Ok(CommitOutcome::from_wire(response, self.request_id)));
             }
             Some(v1::commit_result::Result::Failed(failure)) => Status::from(failure),
             Some(v1::commit_result::Result::Committed(_)) | None => {
@@ -62,8 +69,11 @@ impl Open {
         self.position = failed.position.or(self.position);
         self.why = failed.why;
         match failed.next {
-            Next::Reject(error) => Ok(self.give_up(Some(error))),
-            Next::Redirect { .. } | Next::Find | Next::Pause => Err(self),
+            Next::Reject(error) => {
+                let (index, outcome) = self.give_up(Some(error));
+                Settled::Done(index, outcome)
+            }
+            Next::Redirect { .. } | Next::Find | Next::Pause => Settled::Again(self),
         }
     }
 }
@@ -128,8 +138,8 @@ impl Client {
                 let mut results = response.results.into_iter();
                 for commit in open {
                     match commit.settle(results.next().unwrap_or_default()) {
-                        Ok(outcome) => settled.push(outcome),
-                        Err(commit) => again.push(commit),
+                        Settled::Done(index, outcome) => settled.push((index, outcome)),
+                        Settled::Again(commit) => again.push(commit),
                     }
                 }
             }
@@ -186,18 +196,22 @@ mod tests {
     #[test]
     fn each_result_is_settled_by_its_own_reason() {
         let refused = failed(RpcError::precondition_failed(b"k", "no value", "version 0/000000A0@1"));
-        let Ok((3, Err(ClientError::Aborted { found, .. }))) = open().settle(refused.clone()) else {
+        let Settled::Done(3, Err(ClientError::Aborted { found, .. })) = open().settle(refused.clone()) else {
             panic!("a failed precondition is final")
         };
-        assert_eq!(found, "version 0/000000A0@1");
+        assert_eq!(&*found, "version 0/000000A0@1");
         let unknown = failed(RpcError::commit_outcome_unknown(None, UnknownWhy::StepDown));
-        let Err(loose) = open().settle(unknown) else { panic!("an unknown outcome is asked again") };
+        let Settled::Again(loose) = open().settle(unknown) else { panic!("an unknown outcome is asked again") };
         // Refused the second time, by what the first attempt may have written itself.
-        assert!(matches!(loose.settle(refused), Ok((3, Err(ClientError::Unknown { .. })))));
-        let Err(full) = open().settle(failed(RpcError::queue_full(1))) else { panic!("a full queue is retried") };
+        assert!(matches!(loose.settle(refused), Settled::Done(3, Err(ClientError::Unknown { .. }))));
+        let Settled::Again(full) = open().settle(failed(RpcError::queue_full(1))) else {
+            panic!("a full queue is retried")
+        };
         assert!(matches!(full.give_up(None), (3, Err(ClientError::Unavailable { .. }))));
         // A result that is missing says nothing.
-        let Err(missing) = open().settle(v1::CommitResult::default()) else { panic!("nothing is known of it") };
+        let Settled::Again(missing) = open().settle(v1::CommitResult::default()) else {
+            panic!("nothing is known of it")
+        };
         assert!(matches!(missing.give_up(None), (3, Err(ClientError::Unknown { .. }))));
     }
 

@@ -236,7 +236,7 @@ pub(crate) fn commit_error(failure: Failure, request_id: RequestId) -> ClientErr
         Some(error) if error.reason == Reason::PreconditionFailed => ClientError::Aborted {
             key: error.get("key").unwrap_or_default().to_owned(),
             precondition: error.get("required").unwrap_or_default().to_owned(),
-            found: error.get("found").unwrap_or_default().to_owned(),
+            found: error.get("found").unwrap_or_default().into(),
             message: error.message,
         },
         Some(error) => ClientError::refused(error),

@@ -14,7 +14,7 @@ pub enum ClientError {
         /// What the commit required of it.
         precondition: String,
         /// What was found instead: the version of the value, or that there is none.
-        found: String,
+        found: Box<str>,
         /// The whole story.
         message: String,
     },

@@ -102,12 +102,15 @@ impl LsnWaiters {
 
     /// Ends some of the waits as unknown; returns how many.
     pub(crate) fn cancel(&self, which: CancelWaiting) -> u64 {
-        let cancelled: Vec<_> = {
+        let cancelled = {
             let mut state = self.lock();
-            state.waiting.extract_if(.., |_, (_, waiter)| which.includes(waiter)).collect()
+            let (ended, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                std::mem::take(&mut state.waiting).into_iter().partition(|(_, (_, waiter))| which.includes(waiter));
+            state.waiting = others;
+            ended
         };
         let count = cancelled.len() as u64;
-        for (_, (sender, _)) in cancelled {
+        for (sender, _) in cancelled.into_values() {
             sender.send(Err(UnknownReason::Cancelled)).ok();
         }
         count

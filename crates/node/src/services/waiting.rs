@@ -13,7 +13,7 @@ pub(super) fn waiting(primary: &Primary, limit: usize) -> v1::WaitingResponse {
     let waiting = primary.engine.waiting();
     let oldest_ms = millis(waiting.oldest());
     let commits: Vec<WaitingCommit> = waiting.commits.into_iter().take(limit).collect();
-    let waits_for = primary.sync.waits_for(commits.iter().map(|commit| asks_for(commit)));
+    let waits_for = primary.sync.waits_for(commits.iter().map(asks_for));
     let commits = commits.iter().zip(waits_for).map(|(commit, waits)| v1::WaitingCommit {
         timeline: commit.position.timeline.get(),
         lsn: commit.position.lsn.get(),
