@@ -492,7 +492,7 @@ async fn a_stream_whose_wal_is_removed_ends_with_the_same_words() {
     let wal = upstream.wal.clone();
     hooks.when_connected(move || {
         let removal = wal.remove_before(end, 2).expect("no fault");
-        assert!(removal.recycled == 2 && removal.removed >= 1, "{removal:?}");
+        assert!(removal.recycled >= 1 && removal.recycled + removal.removed >= 4, "{removal:?}");
     });
     let standby = TestNode::new(2);
     let mut following = Following::start(&standby, standby.id, &server.address(), &history);
