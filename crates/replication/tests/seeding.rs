@@ -223,7 +223,7 @@ async fn broken_off(primary: &Primary, dir: &Path) {
     let attempt = tokio::spawn(seed(primary.config(dir, &primary.server.address()), status, cancel.clone()));
     seen.wait_for(|status| status.bytes_received > 0).await.expect("an attempt under way");
     cancel.cancel();
-    let outcome = within("the attempt to end", attempt).await.unwrap();
+    let outcome = within("the attempt to end", attempt).await.expect("no panic");
     assert!(matches!(outcome, Err(SeedError::Cancelled)), "{outcome:?}");
 }
 
