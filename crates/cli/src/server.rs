@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use understudy_node::config::{SERVER_SETTINGS, ServerConfig, ServerKind, ServerSetting, Sources, load, variable};
@@ -29,8 +30,16 @@ Three nodes on one machine:
     --initial-cluster a=127.0.0.1:7401,b=127.0.0.1:7402,c=127.0.0.1:7403
 and the same for b and c.";
 
-fn kebab(name: &str) -> String {
-    name.replace('_', "-")
+/// The names of the flags, by the names of the settings. `clap` wants them to live as long as the program.
+static FLAGS: LazyLock<BTreeMap<&'static str, String>> =
+    LazyLock::new(|| names().map(|name| (name, name.replace('_', "-"))).collect());
+
+fn names() -> impl Iterator<Item = &'static str> {
+    SERVER_SETTINGS.iter().map(|setting| setting.name).chain(SETTINGS.iter().map(|setting| setting.name))
+}
+
+fn kebab(name: &'static str) -> &'static str {
+    FLAGS.get(name).map_or(name, String::as_str)
 }
 
 fn server_flag(setting: &ServerSetting) -> Arg {
@@ -38,8 +47,7 @@ fn server_flag(setting: &ServerSetting) -> Arg {
     let default = setting.default.filter(|text| !text.is_empty());
     let default = default.map_or_else(String::new, |text| format!(" [default: {text}]"));
     let help = format!("{} [env: {}{also}]{default}", setting.doc, variable(setting.name));
-    let flag =
-        Arg::new(setting.name).long(kebab(setting.name)).help(help).value_name(setting.kind.as_str().to_uppercase());
+    let flag = Arg::new(setting.name).long(kebab(setting.name)).help(help).value_name(setting.kind.as_str());
     match setting.kind {
         ServerKind::Switch => flag.num_args(0..=1).require_equals(true).default_missing_value("true"),
         ServerKind::Members => flag.action(ArgAction::Append),
@@ -49,8 +57,7 @@ fn server_flag(setting: &ServerSetting) -> Arg {
 
 fn cluster_flag(setting: &Setting) -> Arg {
     let help = format!("{} [env: {}] [default: {}]", setting.doc, variable(setting.name), setting.default());
-    let value = setting.unit().to_uppercase();
-    Arg::new(setting.name).long(kebab(setting.name)).help(help).value_name(value).help_heading("New cluster")
+    Arg::new(setting.name).long(kebab(setting.name)).help(help).value_name(setting.unit()).help_heading("New cluster")
 }
 
 impl Args for ServerArgs {
@@ -79,9 +86,7 @@ impl FromArgMatches for ServerArgs {
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         self.file = matches.get_one::<PathBuf>(CONFIG).cloned();
-        let names =
-            SERVER_SETTINGS.iter().map(|setting| setting.name).chain(SETTINGS.iter().map(|setting| setting.name));
-        for name in names {
+        for name in names() {
             if let Some(given) = matches.get_many::<String>(name) {
                 let all: Vec<&str> = given.map(String::as_str).collect();
                 self.flags.insert(name.to_owned(), all.join(","));

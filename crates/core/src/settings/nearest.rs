@@ -19,16 +19,19 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     near.min_by_key(|(far, _, _)| *far).map(|(_, _, name)| name)
 }
 
-/// Levenshtein's distance.
+/// Levenshtein's distance, with two letters that changed places as one mistake.
 fn distance(a: &[char], b: &[char]) -> usize {
+    let mut before: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, from) in a.iter().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        let mut next = vec![i + 1];
         for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+            let replaced = row[j] + usize::from(from != to);
+            let swapped = i > 0 && j > 0 && a[i - 1] == *to && b[j - 1] == *from;
+            let swapped = if swapped { before[j - 1] + 1 } else { usize::MAX };
+            next.push(replaced.min(row[j + 1] + 1).min(next[j] + 1).min(swapped));
         }
+        before = std::mem::replace(&mut row, next);
     }
     row[b.len()]
 }
@@ -46,6 +49,7 @@ mod tests {
             ("Sync-Mode", "sync_mode"),
             ("primary_timout", "primary_timeout"),
             ("listne", "listen"),
+            ("lisetn", "listen"),
         ] {
             assert_eq!(nearest(word, KNOWN), Some(meant), "{word}");
         }
