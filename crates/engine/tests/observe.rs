@@ -104,9 +104,9 @@ async fn the_stages_of_a_commit_are_told_in_their_order() {
     let end = make_all_safe(&engine).await.lsn;
     waiting.await.unwrap().unwrap();
     let told = recorder.told();
-    let commit_end = told.iter().find_map(|told| match told {
-        Told::Sequenced(end, Some(TRACE)) => Some(*end),
-        _ => None,
+    let commit_end = told.iter().find_map(|told| {
+        let Told::Sequenced(end, Some(TRACE)) = told else { return None };
+        Some(*end)
     });
     let commit_end = commit_end.unwrap_or_else(|| panic!("the traced commit is not in {told:#?}"));
     assert!(commit_end > before.lsn && commit_end == end);

@@ -70,7 +70,8 @@ fn committed(at: u64) -> Result<Committed, CommitError> {
 
 /// One commit from 100 to 200 on a primary: 1 ms for each stage.
 fn commit(stages: &Stages, trace: Option<TraceContext>) {
-    let t: Vec<Instant> = (0..8).map(|n| Instant::now() + n * MS).collect();
+    let now = Instant::now();
+    let t: Vec<Instant> = (0..8).map(|n| now + n * MS).collect();
     stages.begun();
     stages.sequenced(t[0], t[1], lsn(200), trace);
     stages.appended(t[1], lsn(100), lsn(200), t[2]);
