@@ -100,11 +100,15 @@ impl Fault {
 mod tests {
     use super::*;
 
-    fn dropped(fault: &Fault) -> Vec<(&str, &str)> {
-        let pair = |rule| match rule {
-            &Rule::Drop { ref at, ref from } => Some((from.as_str(), at.as_str())),
+    /// Who is not heard, and where.
+    fn pair(rule: &Rule) -> Option<(&str, &str)> {
+        match rule {
+            Rule::Drop { at, from } => Some((from, at)),
             Rule::Lose { .. } | Rule::Reset { .. } | Rule::Narrow { .. } => None,
-        };
+        }
+    }
+
+    fn dropped(fault: &Fault) -> Vec<(&str, &str)> {
         fault.rules.iter().filter_map(pair).collect()
     }
 
