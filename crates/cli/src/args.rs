@@ -463,9 +463,10 @@ mod tests {
 
     #[test]
     fn a_read_is_as_the_flags_say() {
-        let options = |flags: &str| match parse(&format!("understudy get k {flags}")).expect(flags).command {
-            Command::Get(args) => args.read.options(),
-            other => panic!("{other:?}"),
+        let options = |flags: &str| {
+            let command = parse(&format!("understudy get k {flags}")).expect(flags).command;
+            let Command::Get(args) = command else { panic!("{command:?}") };
+            args.read.options()
         };
         let position = Position::new(TimelineId::new(2), Lsn::new(0x0100_00A0));
         let token = SessionToken::new(understudy_types::SystemId::new(5), position);

@@ -142,7 +142,7 @@ fn not_committed(error: &ClientError) -> Option<Value> {
             "position": position.map(JsonPosition::from),
             "why": why,
         })),
-        ClientError::Unavailable { .. } | ClientError::Invalid { .. } => None,
+        ClientError::Unavailable { .. } | ClientError::Invalid { .. } | ClientError::Abandoned { .. } => None,
     }
 }
 

@@ -177,8 +177,7 @@ impl Spread {
             let known = timeout(options.attempt_timeout, roster.wait_for(|roster| roster.asked_at.is_some())).await;
             tracing::trace!(known = known.is_ok(), "who answers reads was asked for");
         }
-        let readers = roster.borrow().readers.clone();
-        readers
+        roster.borrow().readers.clone()
     }
 
     /// Asks all nodes who streams, and takes the word of those with the latest timeline.
@@ -241,6 +240,6 @@ mod tests {
     #[test]
     fn turns_go_round() {
         assert_eq!(rotated(vec![1, 2, 3], 4), [2, 3, 1]);
-        assert_eq!(rotated(Vec::<u8>::new(), 4), []);
+        assert_eq!(rotated(Vec::<u8>::new(), 4), Vec::<u8>::new());
     }
 }

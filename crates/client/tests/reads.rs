@@ -17,6 +17,7 @@ fn options(deadline_ms: u64) -> Options {
         deadline: Duration::from_millis(deadline_ms),
         attempt_timeout: Duration::from_millis(500),
         connect_timeout: Duration::from_millis(500),
+        ..Options::default()
     }
 }
 

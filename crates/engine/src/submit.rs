@@ -91,12 +91,8 @@ impl Engine {
         let shared = self.shared();
         let (bytes, trace) = (commit.bytes(), commit.trace);
         let since = shared.clock.monotonic();
-        let waiter = Waiter {
-            level: commit.level,
-            request_id: commit.request_id,
-            since: Some(since),
-            ..Waiter::nobody()
-        };
+        let waiter =
+            Waiter { level: commit.level, request_id: commit.request_id, since: Some(since), ..Waiter::nobody() };
         let (record, preconditions) = commit.into_checked(shared.config.segment_size)?;
         let (reply, answer) = oneshot::channel();
         let queued = shared.observer().map(|_| since);

@@ -127,7 +127,9 @@ async fn a_step_down_and_a_stop_are_unknown_at_every_level() {
         let started = start_each(&engine, &REMOTE).await;
         match why {
             UnknownReason::StepDown => drop(engine.seal().unwrap()),
-            _ => engine.stop().unwrap(),
+            UnknownReason::Deadline | UnknownReason::Stopping | UnknownReason::Failed | UnknownReason::Cancelled => {
+                engine.stop().unwrap();
+            }
         }
         // What comes too late releases nobody (INV-FENCED).
         engine.advance_remote_write(Lsn::MAX);

@@ -41,8 +41,6 @@ pub struct ServerConfig {
     pub data_dir: PathBuf,
     /// Where the gRPC port listens.
     pub listen: SocketAddr,
-    /// Where the HTTP port listens, for metrics and probes; none for no HTTP port.
-    pub http_listen: Option<SocketAddr>,
     /// `host:port` under which the other nodes and the clients reach it.
     pub advertise: String,
     /// The members of a new cluster with their `host:port`, this node among them. Empty: this node waits to be

@@ -15,7 +15,6 @@ fn config() -> ServerConfig {
         settings: Settings::default(),
         log_format: LogFormat::Text,
         log_level: "info".to_owned(),
-        http_listen: None,
         origins: BTreeMap::new(),
         sources: Sources::default(),
     }

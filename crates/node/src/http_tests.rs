@@ -23,7 +23,7 @@ async fn port() -> Port {
     let (address, stop, me) = (port.address().unwrap(), CancellationToken::new(), NodeId::new(1));
     let (outgoing, _) = watch::channel(Outgoing::default());
     let (answers_tx, answers) = mpsc::channel(1);
-    let confirmer = Confirmer::spawn(me, outgoing, answers, stop.clone());
+    let confirmer = Confirmer::spawn(me, outgoing, answers, watch::channel(None).0, stop.clone());
     let (view, view_rx) = watch::channel(NodeView {
         me,
         cluster: Arc::new(ClusterState::default()),

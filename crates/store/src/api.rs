@@ -188,6 +188,7 @@ impl StoreError {
             Self::Rocks { source, .. } => source.kind() == rocksdb::ErrorKind::Corruption,
             Self::Corrupt { .. } => true,
             Self::NoFiles
+            | Self::Thread { .. }
             | Self::Format { .. }
             | Self::Foreign { .. }
             | Self::CheckpointExists { .. }

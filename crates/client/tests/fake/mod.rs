@@ -442,6 +442,18 @@ impl cluster_server::Cluster for Node {
         Ok(Response::new(v1::HistoryResponse::default()))
     }
 
+    async fn replace_member(
+        &self,
+        request: Request<v1::ReplaceMemberRequest>,
+    ) -> Result<Response<v1::ReplaceMemberResponse>, Status> {
+        let name = request.into_inner().name;
+        if name != "c" {
+            return Err(RpcError::invalid_argument(format!("{name} is not a member of the cluster")).into());
+        }
+        let (old_node_id, new_node_id) = ("00000000000000c1".to_owned(), "00000000000000c2".to_owned());
+        Ok(Response::new(v1::ReplaceMemberResponse { old_node_id, new_node_id, generation: 9 }))
+    }
+
     async fn show_settings(
         &self,
         request: Request<v1::ShowSettingsRequest>,

@@ -60,10 +60,12 @@ impl KvService {
     async fn commit_error(&self, error: CommitError, asked: &Asked, deadline: Instant) -> RpcError {
         match error {
             // It rests on this node being the primary, as a read does.
-            CommitError::PreconditionFailed { .. } => match self.reads.confirm("a commit", asked.timeline, deadline).await {
-                Ok(()) => self.told(error, asked),
-                Err(error) => error,
-            },
+            CommitError::PreconditionFailed { .. } => {
+                match self.reads.confirm("a commit", asked.timeline, deadline).await {
+                    Ok(()) => self.told(error, asked),
+                    Err(error) => error,
+                }
+            }
             CommitError::NotPrimary
             | CommitError::QueueFull { .. }
             | CommitError::Invalid(_)

@@ -83,8 +83,8 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
     let stop = parts.stop.clone();
     let walsenders = parts.upstream.sender_settings_watch();
     let history = parts.upstream.history_watch();
-    let replication = ReplicationService::under(Arc::clone(&parts.upstream), parts.stop.clone(), walsenders)
-        .seeding(parts.seeder);
+    let replication =
+        ReplicationService::under(Arc::clone(&parts.upstream), parts.stop.clone(), walsenders).seeding(parts.seeder);
     let reads = reads::Reads::new(reads::ReadParts {
         view: parts.view.clone(),
         history,

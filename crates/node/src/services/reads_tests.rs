@@ -335,13 +335,9 @@ async fn a_primary_is_fresh_while_a_majority_confirms_it() {
     node.put("k", "1").await;
     let visible = node.safe().await;
     assert_eq!(reason(node.point(&at_most(1_000), SHORT).await), Reason::NoPrimary, "it claims nothing yet");
+    node.confirmer.set_primary_timeout(NEVER);
     node.confirmer
-        .claim(Some(Claim {
-            timeline: TimelineId::FIRST,
-            voters: [ME].into(),
-            primary_timeout: NEVER,
-            engine: node.engine.clone(),
-        }))
+        .claim(Some(Claim { timeline: TimelineId::FIRST, voters: [ME].into(), engine: node.engine.clone() }))
         .await;
     assert_eq!(node.point(&at_most(1), NEVER).await, Ok(visible));
     let mut fresh = node.fresh.subscribe();
@@ -353,13 +349,9 @@ async fn a_primary_is_fresh_while_a_majority_confirms_it() {
 #[tokio::test]
 async fn a_linearizable_read_with_a_token_waits_for_it_at_the_primary() {
     let node = Node::primary();
+    node.confirmer.set_primary_timeout(NEVER);
     node.confirmer
-        .claim(Some(Claim {
-            timeline: TimelineId::FIRST,
-            voters: [ME].into(),
-            primary_timeout: NEVER,
-            engine: node.engine.clone(),
-        }))
+        .claim(Some(Claim { timeline: TimelineId::FIRST, voters: [ME].into(), engine: node.engine.clone() }))
         .await;
     let position = node.put("k", "1").await;
     let token = SessionToken::new(SYSTEM, position).to_bytes();
