@@ -37,6 +37,17 @@ struct Node {
     server: Option<Server>,
 }
 
+/// A node that somebody else runs.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// Its name.
+    pub name: String,
+    /// `host:port`, for clients.
+    pub address: String,
+    /// Where its data lies.
+    pub data_dir: PathBuf,
+}
+
 /// The processes, and what is needed to start them again.
 #[derive(Debug)]
 pub struct Cluster {
@@ -81,6 +92,25 @@ impl Cluster {
         }
         let (listed, network) = (options.listed, options.network.clone());
         Ok(Cluster { nodes, dir, listed, given_up: BTreeSet::new(), temporary, finished: false, network })
+    }
+
+    /// A cluster whose servers others start and stop.
+    ///
+    /// # Errors
+    /// When no directory can be made.
+    pub fn standing(nodes: Vec<Standing>) -> Result<Cluster> {
+        let temporary = tempfile::Builder::new().prefix("understudy-").tempdir().context("cannot make a directory")?;
+        let dir = temporary.path().to_owned();
+        let node = |Standing { name, address, data_dir }: Standing| {
+            let log = dir.join(format!("{name}.log"));
+            let launch = Launch { binary: PathBuf::new(), arguments: Vec::new(), log, detached: false };
+            (name, Node { address, launch, data_dir, server: None })
+        };
+        let nodes = nodes.into_iter().map(node).collect();
+        let given_up = BTreeSet::new();
+        // What there is to tell of a failure its servers have logged elsewhere.
+        let (temporary, finished) = (Some(temporary), true);
+        Ok(Cluster { nodes, dir, listed: None, given_up, temporary, finished, network: None })
     }
 
     /// Starts all nodes and waits until the cluster is settled.

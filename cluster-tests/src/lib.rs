@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`cluster`], [`options`], [`process`], [`ports`] | the harness: starts, kills, freezes and restarts server processes |
 //! | [`network`] | a network of its own for a test, and what can be wrong with it |
+//! | [`compose`] | the containers of `docker/compose.yaml` |
 //! | [`requires`] | what a test needs of the machine, and when it may be skipped |
 //! | [`view`] | what their status says, and what follows from it |
 //! | [`node_client`] | asks one node, and no other |
@@ -21,6 +22,7 @@ pub mod audit;
 pub mod availability;
 pub mod checker;
 pub mod cluster;
+pub mod compose;
 pub mod demo;
 pub mod history;
 pub mod ledger;

@@ -63,7 +63,15 @@ impl Scenario {
     /// # Errors
     /// As [`Scenario::begin`].
     pub async fn begin_with(options: &Options) -> Result<Scenario> {
-        let cluster = Cluster::start(options).await?;
+        Self::over(Cluster::start(options).await?).await
+    }
+
+    /// Over a cluster that is there.
+    ///
+    /// # Errors
+    /// As [`Scenario::begin`].
+    pub async fn over(cluster: Cluster) -> Result<Scenario> {
+        cluster.wait_settled().await?;
         let workload = Workload::start(&cluster, Load::default());
         workload.wait_more(SOME, SOME, PATIENCE).await?;
         Ok(Self { cluster, workload, wal_may_be_removed: false })

@@ -3,6 +3,7 @@
 //! Needs the `understudy` binary: `cargo xtask test` builds it first and says where it is.
 
 mod bad_input;
+mod compose;
 mod emptied;
 mod freeze;
 mod kill;

@@ -138,8 +138,8 @@ fn a_node_that_is_being_seeded_shows_how_far_it_is() {
     let text = text(&status, &[]);
     assert!(
         text.contains(
-            "ccc: it is being seeded: the WAL was removed upstream; seeding from bb: 2.0 MiB of 4.0 MiB are here, \
-             1.0 MiB of them were before"
+            "ccc: it is being seeded: the WAL was removed upstream; seeding from bb: 2048 KiB of 4096 KiB are here, \
+             1024 KiB of them were before"
         ),
         "{text}"
     );

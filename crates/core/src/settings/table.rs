@@ -10,7 +10,7 @@ const TIB: u64 = 1 << 40;
 /// The shortest `primary_timeout`, in milliseconds: five beats.
 const FIVE_BEATS_MS: u64 = 500;
 
-const LEVELS: &[&str] = &["off", "local", "on"];
+const LEVELS: &[&str] = &["off", "local", "remote_write", "on", "remote_apply"];
 
 /// A [`Number`] over one field of [`Settings`].
 macro_rules! number {

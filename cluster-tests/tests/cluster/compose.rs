@@ -1,0 +1,188 @@
+//! The compose file, as a user starts it, and what happens to containers: killed, paused, cut off, restarted, without their
+//! volume. Clients write and read all the time. Each prints one line, `compose=NAME availability=... longest_gap_ms=...`.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::availability::Availability;
+use cluster_tests::cluster::PATIENCE;
+use cluster_tests::compose::{Compose, NODES, run, workspace};
+use cluster_tests::history::Nanos;
+use cluster_tests::scenario::{SOME, Scenario};
+
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a node is paused or cut off, at least.
+const LASTS: Duration = Duration::from_secs(4);
+
+struct Case {
+    name: &'static str,
+    compose: Compose,
+    scenario: Scenario,
+    primary: String,
+    from: Nanos,
+}
+
+impl Case {
+    async fn begin(name: &'static str) -> Result<Option<Case>> {
+        let Some(compose) = Compose::for_test(name)? else { return Ok(None) };
+        let scenario = match Scenario::over(compose.cluster()?).await {
+            Ok(scenario) => scenario,
+            Err(error) => return Err(error.context(compose.logs())),
+        };
+        let primary = scenario.cluster.wait_settled().await?;
+        let from = scenario.workload.recorder.now();
+        Ok(Some(Case { name, compose, scenario, primary, from }))
+    }
+
+    /// Waits until another node acknowledges.
+    async fn fails_over(&self, since: understudy_types::TimelineId) -> Result<()> {
+        let acknowledged = self.scenario.workload.wait_timeline_after(since, PATIENCE).await;
+        acknowledged.with_context(|| self.compose.logs())?;
+        self.scenario.workload.wait_more(SOME, SOME, PATIENCE).await.map(drop)
+    }
+
+    async fn end(self) -> Result<()> {
+        let Case { name, compose, scenario, from, .. } = self;
+        let to = scenario.workload.recorder.now();
+        let verdict = scenario.judged().await.with_context(|| compose.logs())?;
+        println!(
+            "compose={name} {} elections={} lost={} duplicated={} violations={}",
+            Availability::during(&verdict.history, from, to),
+            verdict.history.timelines.switches().len() - 1,
+            verdict.lost,
+            verdict.duplicated,
+            verdict.violations.len()
+        );
+        verdict.ensure_kept()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_primarys_container_is_killed() -> Result<()> {
+    let Some(case) = Case::begin("kill").await? else { return Ok(()) };
+    let timeline = case.scenario.workload.progress().timeline();
+    case.compose.on("kill", &case.primary)?;
+    case.fails_over(timeline).await?;
+    case.compose.on("start", &case.primary)?;
+    case.scenario.cluster.wait_rejoined(&case.primary, PATIENCE).await?;
+    case.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_primarys_container_is_paused() -> Result<()> {
+    let Some(case) = Case::begin("pause").await? else { return Ok(()) };
+    let timeline = case.scenario.workload.progress().timeline();
+    case.compose.on("pause", &case.primary)?;
+    let lasts = tokio::time::sleep(LASTS);
+    case.fails_over(timeline).await?;
+    lasts.await;
+    case.compose.on("unpause", &case.primary)?;
+    case.scenario.cluster.wait_rejoined(&case.primary, PATIENCE).await?;
+    case.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_primarys_container_is_disconnected() -> Result<()> {
+    let Some(case) = Case::begin("disconnect").await? else { return Ok(()) };
+    let timeline = case.scenario.workload.progress().timeline();
+    case.compose.disconnect(&case.primary)?;
+    let lasts = tokio::time::sleep(LASTS);
+    case.fails_over(timeline).await?;
+    lasts.await;
+    case.compose.connect(&case.primary)?;
+    case.scenario.cluster.wait_rejoined(&case.primary, PATIENCE).await.with_context(|| case.compose.logs())?;
+    case.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_containers_are_restarted() -> Result<()> {
+    let Some(case) = Case::begin("restart").await? else { return Ok(()) };
+    let timeline = case.scenario.workload.progress().timeline();
+    case.compose.compose(&["restart", "--timeout", "10"])?;
+    case.fails_over(timeline).await?;
+    case.scenario.cluster.wait_settled().await?;
+    case.end().await
+}
+
+/// The `understudy` of this machine, as an operator uses it.
+fn understudy(endpoints: &str, arguments: &[&str]) -> Result<String> {
+    let binary = std::env::var_os("UNDERSTUDY_BIN").context("UNDERSTUDY_BIN names the binary")?;
+    run(Command::new(binary).args(arguments).env("UNDERSTUDY_ENDPOINTS", endpoints))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standbys_volume_is_removed() -> Result<()> {
+    let Some(mut case) = Case::begin("volume").await? else { return Ok(()) };
+    let lost = NODES.iter().copied().find(|name| *name != case.primary).context("a standby")?;
+    let endpoints = case.compose.address(&case.primary);
+    // The WAL goes soon, so that the new node has to be seeded.
+    understudy(&endpoints, &["config", "set", "wal_keep_size=0", "max_wal_size=32MiB"])?;
+    case.scenario.wal_may_be_removed = true;
+    case.compose.lose_volume(lost)?;
+    case.scenario.workload.wait_more(SOME, SOME, PATIENCE).await?;
+    case.compose.compose(&["up", "-d", "--no-recreate", lost])?;
+    // The operator is told what to run, by the node itself.
+    let command = format!("understudy members replace {lost}");
+    let client = case.scenario.cluster.client(lost, CLIENT_TIMEOUT);
+    let told = async {
+        loop {
+            let status = client.status().await.ok();
+            if status.is_some_and(|status| status.not_writable_reason.contains(&command)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.with_context(|| case.compose.logs())?;
+    let said = understudy(&endpoints, &["members", "replace", lost])?;
+    ensure!(said.contains("in the place of"), "{said}");
+    case.scenario.cluster.wait_rejoined(lost, PATIENCE).await.with_context(|| case.compose.logs())?;
+    let votes = |view: &cluster_tests::view::View| {
+        let member = view.primary()?.members.iter().find(|member| member.name == lost)?;
+        (member.voter && !member.joining).then_some(())
+    };
+    case.scenario.cluster.wait_for("the new node to vote", PATIENCE, votes).await?;
+    // It counts like any other: the primary may go now.
+    let timeline = case.scenario.workload.progress().timeline();
+    case.compose.on("kill", &case.primary)?;
+    case.fails_over(timeline).await?;
+    case.compose.on("start", &case.primary)?;
+    case.scenario.cluster.wait_rejoined(&case.primary, PATIENCE).await?;
+    case.end().await
+}
+
+/// The lines of the cookbook, block by block.
+fn blocks(text: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once("```sh\n") {
+        let Some((block, after)) = after.split_once("```") else { break };
+        blocks.push(block.to_owned());
+        rest = after;
+    }
+    blocks
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lines_of_the_grpcurl_cookbook_work() -> Result<()> {
+    let Some(compose) = Compose::for_test("grpcurl")? else { return Ok(()) };
+    let primary = compose.cluster()?.wait_settled().await.with_context(|| compose.logs())?;
+    let grpcurl = std::env::var_os("UNDERSTUDY_GRPCURL").context("UNDERSTUDY_GRPCURL names the binary")?;
+    let grpcurl = PathBuf::from(grpcurl);
+    let folder = grpcurl.parent().context("the folder of grpcurl")?;
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default());
+    let text = std::fs::read_to_string(workspace().join("docs/grpcurl.md")).context("the cookbook")?;
+    let blocks = blocks(&text);
+    ensure!(blocks.len() >= 8, "the cookbook has {} blocks", blocks.len());
+    for block in blocks {
+        let mut lines = format!("set -e\nPRIMARY={}\n{block}", compose.address(&primary));
+        for (name, port) in [("a", "7401"), ("b", "7402"), ("c", "7403")] {
+            lines = lines.replace(&format!("127.0.0.1:{port}"), &compose.address(name));
+        }
+        let said = run(Command::new("sh").arg("-c").arg(&lines).env("PATH", &path))?;
+        ensure!(!said.trim().is_empty(), "{block}\nprinted nothing");
+    }
+    Ok(())
+}
