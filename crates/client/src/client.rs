@@ -195,12 +195,13 @@ impl Client {
             .map_err(|failure| commit_error(failure, request_id))
     }
 
-    /// What every known node says about the cluster: the given endpoints, and the members that they name.
+    /// What every known node says about the cluster: the given endpoints, and the members that they name. A member that has
+    /// answered is not asked again at the address by which the others know it, which may not lead there from here.
     pub async fn status(&self) -> Vec<NodeAnswer<v1::StatusResponse>> {
         let mut answers: Vec<NodeAnswer<v1::StatusResponse>> = Vec::new();
         loop {
             let known = self.inner.locator.nodes.addresses();
-            let new = known.into_iter().filter(|address| !answers.iter().any(|answer| answer.address == *address));
+            let new = known.into_iter().filter(|address| !is_answered(&answers, address));
             let round = join_all(new.map(|address| self.status_of(address))).await;
             if round.is_empty() {
                 return answers;
@@ -293,6 +294,14 @@ impl Client {
         let Inner { locator, options, spread, .. } = &*self.inner;
         spread.read(locator, options, preference, send).await
     }
+}
+
+/// Whether who stands at `address` is among those that answered.
+fn is_answered(answers: &[NodeAnswer<v1::StatusResponse>], address: &str) -> bool {
+    let said = || answers.iter().filter_map(|answer| answer.answer.as_ref().ok());
+    let at = said().flat_map(|status| &status.members).find(|member| member.address == address);
+    let has_answered = |member: &v1::MemberStatus| said().any(|status| status.answered_by == member.name);
+    answers.iter().any(|answer| answer.address == address) || at.is_some_and(has_answered)
 }
 
 fn get_request(key: Bytes, options: &ReadOptions) -> Result<v1::GetRequest, ClientError> {

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use understudy_types::{Generation, Incarnation, Lsn, NodeId, SegmentSize, SystemId, TimelineId};
 
 pub use self::apply::apply;
-pub use self::rejection::Rejection;
+pub use self::rejection::{Rejection, StillCounted};
 use crate::state::{Member, Settings, SyncList};
 
 /// What is written into the Raft log.

@@ -4,9 +4,12 @@
 //! tell: who stands at the address, and that nobody runs under the old identity. What keeps the cluster safe is checked
 //! again where the command is carried out ([`understudy_core::command`]).
 
+use std::time::Duration;
+
 use tokio::sync::watch;
+use tokio::time::Instant;
 use understudy_control::Control;
-use understudy_core::command::{Command, Outcome, Rejection};
+use understudy_core::command::{Command, Outcome, Rejection, StillCounted};
 use understudy_core::state::{ClusterState, Member};
 use understudy_rpc::error::RpcError;
 use understudy_rpc::v1;
@@ -17,10 +20,9 @@ use crate::config::check_address;
 use crate::view::NodeView;
 
 const ASKED: &str = "the replacement of a member";
-/// A node that was heard so lately runs, in milliseconds.
-const ALIVE_MS: u64 = 3_000;
-/// The state may move on between the plan and the command.
-const ATTEMPTS_MAX: usize = 5;
+/// For so long it is tried again: the state may move on between the plan and the command, Raft may need another leader, and the
+/// primary may have to take the node off the sync list first.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Replaces the member, and returns once Raft has it. It votes a moment later, and gets its data by itself.
 ///
@@ -31,8 +33,8 @@ pub async fn replace(
     control: &Control,
     request: v1::ReplaceMemberRequest,
 ) -> Result<v1::ReplaceMemberResponse, RpcError> {
-    let mut stale = String::new();
-    for _ in 0..ATTEMPTS_MAX {
+    let until = Instant::now() + PATIENCE;
+    loop {
         let (old, command) = plan(view, &request).await?;
         let Command::ReplaceMember { new, .. } = &command else { unreachable!("the plan is a replacement") };
         let new = *new;
@@ -42,15 +44,26 @@ pub async fn replace(
                 let (old_node_id, new_node_id) = (old.to_string(), new.to_string());
                 return Ok(v1::ReplaceMemberResponse { old_node_id, new_node_id, generation: generation.get() });
             }
-            Ok(Outcome::Rejected { reason: reason @ Rejection::Stale { .. } }) => {
-                stale = reason.to_string();
+            Ok(Outcome::Rejected { reason }) if passes(&reason) && Instant::now() < until => {
+                tracing::debug!(%reason, "trying again");
                 wait_for_another_state(view).await;
             }
             Ok(Outcome::Rejected { reason }) => return Err(RpcError::not_ready(ASKED, &reason.to_string())),
+            // The node may have led Raft. Proposing again does no harm: the command carries its generation.
+            Err(error) if Instant::now() < until => {
+                tracing::debug!(%error, "trying again");
+                wait_for_another_state(view).await;
+            }
             Err(error) => return Err(RpcError::not_ready(ASKED, &error.to_string())),
         }
     }
-    Err(RpcError::not_ready(ASKED, &format!("the cluster state changes too fast: {stale}")))
+}
+
+/// Whether it may be carried out a moment later.
+fn passes(reason: &Rejection) -> bool {
+    let on_the_list = matches!(reason, Rejection::StillNeeded { why: StillCounted::OnTheSyncList, .. });
+    on_the_list
+        || matches!(reason, Rejection::Stale { .. } | Rejection::Joining { .. } | Rejection::ElectionOpen { .. })
 }
 
 /// Until this node has applied more, or for a moment: the leader may be ahead of it.
@@ -58,7 +71,7 @@ async fn wait_for_another_state(view: &watch::Receiver<NodeView>) {
     let mut view = view.clone();
     let generation = view.borrow_and_update().cluster.generation;
     let moved = view.wait_for(|view| view.cluster.generation != generation);
-    if tokio::time::timeout(std::time::Duration::from_secs(1), moved).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(1), moved).await.is_err() {
         tracing::debug!("the cluster state has not moved");
     }
 }
@@ -76,17 +89,18 @@ async fn plan(
     let (cluster, old, member) = {
         let view = view.borrow();
         let (old, member) = find(&view.cluster, &name)?;
-        let heard_ms_ago = view.nodes.get(&old).filter(|_| old != view.me).map(|seen| seen.heard_ms_ago);
-        if old == view.me || heard_ms_ago.is_some_and(|ms| ms < ALIVE_MS) {
-            return Err(invalid(format!(
-                "{name} runs as node {old}: only a member whose data directory is gone is replaced; stop it, empty its data \
-                 directory, start it again, and ask another node"
-            )));
+        if old == view.me {
+            return Err(still_there(&name, old));
         }
         (view.cluster.clone(), old, member)
     };
     let address = if request.address.is_empty() { member.address.clone() } else { request.address.clone() };
     check_address("the address of the new node", &address).map_err(|error| invalid(error.to_string()))?;
+    if address != member.address
+        && identify(&member.address).await.is_some_and(|answer| NodeId::new(answer.node_id) == old)
+    {
+        return Err(still_there(&name, old));
+    }
     let Some(answer) = identify(&address).await else {
         return Err(invalid(format!(
             "nobody answers at {address}: start the server of {name} there first, with an empty data directory"
@@ -102,6 +116,13 @@ async fn plan(
         no_sync: answer.no_sync,
     };
     Ok((old, command))
+}
+
+fn still_there(name: &NodeName, old: NodeId) -> RpcError {
+    invalid(format!(
+        "{name} runs as node {old}: only a member whose data directory is gone is replaced; stop it, empty its data directory, \
+         start it again, and ask another node"
+    ))
 }
 
 fn find(cluster: &ClusterState, name: &NodeName) -> Result<(NodeId, Member), RpcError> {
@@ -121,10 +142,11 @@ fn check_answer(
     address: &str,
     answer: &v1::IdentifyResponse,
 ) -> Result<(), RpcError> {
-    let found = NodeId::new(answer.node_id);
+    if NodeId::new(answer.node_id) == old {
+        return Err(still_there(name, old));
+    }
     let is_named = answer.name.parse::<NodeName>().is_ok_and(|given| given == *name);
     let why = match () {
-        () if found == old => format!("it is still node {old}, with its data directory: there is nothing to replace"),
         () if !is_named => format!("it is named {}: start it with --name {name}", answer.name),
         () if answer.system_id != 0 || !answer.empty => {
             "its data directory is not empty: empty it, and start it again".to_owned()
