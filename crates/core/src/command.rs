@@ -14,7 +14,7 @@
 //! | BeginElection | for the timeline after the present one, while no election is open |
 //! | Promote | for the timeline of the open election, of an eligible member, with F <= S |
 //! | SetSync | by the present timeline's primary, while no election is open (INV-DURABLE) |
-//! | Configure | when every change is known and in bounds, and the settings fit together; see [`apply`] for elections |
+//! | Configure | when every change is known and in bounds, and the settings fit together |
 //! | ClearDamage | while no election is open, of a node that is neither on the sync list nor the primary |
 //! | ReplaceMember | while no election is open and nobody is joining, of a node as for ClearDamage, by one that never was a member |
 //! | AddVoter | while no election is open, of the node that is joining and does not vote yet |

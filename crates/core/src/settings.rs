@@ -44,10 +44,6 @@ pub struct Settings {
     pub primary_timeout_ms: u64,
     /// In mode `async`: how far a standby may be behind the last known end of the primary's WAL and still be promoted, in bytes.
     pub max_lag_on_failover_bytes: u64,
-    /// How a linearizable read learns that the primary still is one.
-    pub linearizable_reads: LinearizableReads,
-    /// With `linearizable_reads = lease`: how long a voter's grant lasts.
-    pub primary_lease_ms: u64,
     /// Zero: never.
     pub wal_sender_timeout_ms: u64,
     /// Zero: never.
@@ -68,27 +64,6 @@ pub struct Settings {
     pub request_id_retention_ms: u64,
 }
 
-/// How a linearizable read learns that the primary still is one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LinearizableReads {
-    /// A majority is asked, after the read arrived.
-    #[default]
-    Quorum,
-    /// A majority has promised for a time.
-    Lease,
-}
-
-impl LinearizableReads {
-    /// As it is written in settings.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Quorum => "quorum",
-            Self::Lease => "lease",
-        }
-    }
-}
-
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -98,8 +73,6 @@ impl Default for Settings {
             commit_deadline_ms: 30_000,
             primary_timeout_ms: 1_000,
             max_lag_on_failover_bytes: 1 << 20,
-            linearizable_reads: LinearizableReads::Quorum,
-            primary_lease_ms: 1_000,
             wal_sender_timeout_ms: 10_000,
             wal_receiver_timeout_ms: 10_000,
             wal_receiver_status_interval_ms: 1_000,
@@ -179,8 +152,6 @@ pub struct Setting {
     pub kind: Kind,
     /// When a change takes effect.
     pub takes: Takes,
-    /// What an election in progress rests on does not change.
-    pub fixed_in_elections: bool,
     /// One sentence, for people.
     pub doc: &'static str,
 }
@@ -344,13 +315,6 @@ pub fn check(settings: &Settings) -> Vec<SettingError> {
             });
         }
     };
-    if settings.linearizable_reads == LinearizableReads::Lease {
-        ordered(
-            ("primary_lease", settings.primary_lease_ms),
-            ("primary_timeout", settings.primary_timeout_ms),
-            "with linearizable_reads = lease a lease must not be longer than the timeout",
-        );
-    }
     ordered(
         ("commit_deadline", settings.commit_deadline_ms),
         ("request_id_retention", settings.request_id_retention_ms),

@@ -5,8 +5,8 @@
 //! failed log, store or Raft log ends the process at once: nothing may be acknowledged after it, and recovery starts
 //! over from the disk.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+mod error;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use understudy_control::{Control, ControlConfig, ControlError};
+use understudy_control::{Control, ControlConfig};
 use understudy_core::state::ClusterState;
 use understudy_engine::{Engine, EngineConfig, OpenError, SystemClock};
-use understudy_replication::seed::{SeedError, Seeder, SeederSettings, swap};
+use understudy_replication::seed::{Seeder, SeederSettings, swap};
 use understudy_rpc::v1;
-use understudy_store::{RocksConfig, RocksStore, StoreError};
+use understudy_store::{RocksConfig, RocksStore};
 use understudy_types::{Incarnation, SystemId};
 use understudy_wal::WalError;
 use understudy_wal::files::{Files, RealFiles};
@@ -27,19 +27,21 @@ use understudy_wal::files::{Files, RealFiles};
 use crate::agent::seeding::Carried;
 use crate::agent::{Agent, AgentEnd, AgentParts};
 use crate::bootstrap;
-use crate::config::{ConfigError, ServerConfig, strange_variables};
+use crate::config::{ServerConfig, strange_variables};
 use crate::confirmer::Confirmer;
 use crate::damage;
 use crate::http::HttpPort;
-use crate::identity::{DataDir, DataDirError, random_u64};
+use crate::identity::{DataDir, random_u64};
 use crate::mesh::{EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
 use crate::services::{self, ServiceParts};
 use crate::telemetry::collect::Collector;
-use crate::telemetry::otlp::ExportError;
-use crate::telemetry::{self, FilterError, Telemetry};
+use crate::telemetry::{self, Telemetry};
 use crate::upstream::Upstream;
 use crate::view::NodeView;
+use error::with_causes;
+
+pub use error::ServerError;
 
 /// Answers of voters that wait for the confirmer.
 const ANSWERS_MAX: usize = 1024;
@@ -48,97 +50,6 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(60);
 const RELEASE_LOOK: Duration = Duration::from_millis(10);
 /// How long streams and requests may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Why a server did not start, or ended by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// A setting is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The log filter is wrong.
-    #[error(transparent)]
-    Filter(#[from] FilterError),
-    /// The data directory cannot be used.
-    #[error(transparent)]
-    DataDir(#[from] DataDirError),
-    /// Somebody else listens there, or nobody may.
-    #[error("cannot listen on {address}: {source}; choose another --listen address, or stop what uses this one")]
-    Listen {
-        /// `--listen`.
-        address: SocketAddr,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The same for the HTTP port.
-    #[error(
-        "cannot listen for http on {address}: {source}; choose another --http-listen address, or stop what uses this one"
-    )]
-    ListenHttp {
-        /// `--http-listen`.
-        address: SocketAddr,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The environment asks for traces that cannot be exported.
-    #[error(transparent)]
-    Traces(#[from] ExportError),
-    /// The Raft log cannot be used.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// The votes of this node are gone.
-    #[error(
-        "data directory {path} belongs to a cluster, but its raft log is gone: this node may have voted and must not vote again \
-         under the same identity; restore the directory raft, or start with an empty data directory"
-    )]
-    RaftLogLost {
-        /// The data directory.
-        path: PathBuf,
-    },
-    /// The store cannot be opened.
-    #[error("cannot open the store in {path}: {source}")]
-    Store {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        source: StoreError,
-    },
-    /// The new data of a seed cannot take the place of the old.
-    #[error("the data of this node was fetched anew but cannot be put in its place: {0}; the next start tries again")]
-    Swap(#[from] SeedError),
-    /// The WAL or the store does not open.
-    #[error("{}", with_causes(.0))]
-    Engine(#[from] OpenError),
-    /// The cluster knows this node elsewhere.
-    #[error(
-        "the cluster knows node \"{name}\" at {known}, but this server advertises {given}: start it with --advertise {known}; if this \
-         data directory is a copy, do not start it: two nodes with one identity could both vote and confirm"
-    )]
-    OtherAddress {
-        /// `--name`.
-        name: String,
-        /// In the cluster state.
-        known: String,
-        /// `--advertise`.
-        given: String,
-    },
-    /// The server ended by itself.
-    #[error("the server stops: {0}")]
-    Failed(String),
-}
-
-/// An error with its causes, each said once.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text
-}
 
 /// Whether the node found that it may lack what it once confirmed.
 fn is_damage(error: &OpenError) -> bool {

@@ -7,7 +7,7 @@ use understudy_types::{Generation, NodeId, SegmentSize, SyncMode, SystemId, Time
 use super::members::{add_voter, finish_join, record_outage, replace_member};
 use super::rejection::{StillCounted, SyncListBar};
 use super::{Command, Outcome, Rejection};
-use crate::settings::{self, Setting};
+use crate::settings;
 use crate::state::{ClusterState, Election, HistoryEntry, Member, Settings, SyncList};
 
 /// Carries out `command`, or says why not. A rejected command changes nothing; one that is carried out makes the
@@ -226,20 +226,12 @@ pub(super) fn still_counted(state: &ClusterState, node: NodeId) -> Option<StillC
 
 /// The settings after these changes: all of them or none.
 ///
-/// Most may change while an election is open. Who may be promoted and what is kept rests on the sync list, with the mode
+/// They may change while an election is open. Who may be promoted and what is kept rests on the sync list, with the mode
 /// that it was made under, and on what nodes have sealed: neither is a setting. The list that the promotion makes is true
-/// under every mode and every rule, and a promotion that was planned before the change is stale. What an election waits
-/// for out of *promises* is another matter: a lease that was granted under the old settings runs on, so those stand still.
+/// under every mode and every rule, and a promotion that was planned before the change is stale.
 fn configure(state: &ClusterState, changes: &BTreeMap<String, String>) -> Result<ClusterState, Rejection> {
     let settings =
         settings::configured(&state.settings, changes).map_err(|errors| Rejection::BadSettings { errors })?;
-    if let Some(open) = &state.election {
-        let moved = |setting: &&Setting| setting.get(&state.settings) != setting.get(&settings);
-        let fixed = settings::SETTINGS.iter().filter(|setting| setting.fixed_in_elections).find(moved);
-        if let Some(setting) = fixed {
-            return Err(Rejection::FixedInElections { name: setting.name.to_owned(), election: open.timeline });
-        }
-    }
     Ok(ClusterState { settings, ..state.clone() })
 }
 

@@ -407,20 +407,11 @@ fn a_refusal_stands_in_the_raft_log_and_is_read_again() {
 }
 
 #[test]
-fn what_an_election_counts_with_stands_still_meanwhile() {
+fn an_election_goes_by_the_list_not_by_the_setting() {
     let mut state = in_election();
-    for promise in [("linearizable_reads", "lease"), ("primary_lease", "500ms")] {
-        let command = configure(&state, &[promise, ("sync_mode", "required")]);
-        let outcome = apply(&mut state, &command);
-        assert!(
-            matches!(outcome, Outcome::Rejected { reason: Rejection::FixedInElections { .. } }),
-            "{promise:?}: {outcome:?}"
-        );
-    }
-    // To the value that it has is no change; and everything else may change.
-    let command = configure(&state, &[("linearizable_reads", "quorum"), ("sync_mode", "async")]);
+    let command = configure(&state, &[("sync_mode", "async")]);
     assert_applied(apply(&mut state, &command));
-    assert_eq!(state.sync.mode, SyncMode::Preferred, "the election goes by the list, not by the setting");
+    assert_eq!((state.settings.sync_mode, state.sync.mode), (SyncMode::Async, SyncMode::Preferred));
 }
 
 #[test]

@@ -127,16 +127,6 @@ pub enum Rejection {
         /// Everything that is wrong.
         errors: Vec<SettingError>,
     },
-    /// The election counts with it.
-    #[error(
-        "{name} does not change while timeline {election} is being decided; no setting was changed, wait for the promotion"
-    )]
-    FixedInElections {
-        /// Of the setting.
-        name: String,
-        /// What is being decided.
-        election: TimelineId,
-    },
     /// The list still counts on the node.
     #[error("{name} stays damaged while it is {why}")]
     StillCounted {

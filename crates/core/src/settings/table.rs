@@ -1,6 +1,6 @@
 //! Every setting of the cluster.
 
-use super::{Kind, LinearizableReads, Number, Setting, Settings, Takes};
+use super::{Kind, Number, Setting, Settings, Takes};
 
 const SECOND_MS: u64 = 1_000;
 const HOUR_MS: u64 = 3_600 * SECOND_MS;
@@ -29,16 +29,11 @@ macro_rules! number {
 }
 
 const fn row(name: &'static str, kind: Kind, takes: Takes, doc: &'static str) -> Setting {
-    Setting { name, kind, takes, fixed_in_elections: false, doc }
-}
-
-/// Voters' promises of before may still run while an election counts them out.
-const fn fixed(setting: Setting) -> Setting {
-    Setting { fixed_in_elections: true, ..setting }
+    Setting { name, kind, takes, doc }
 }
 
 /// The table, in the order in which it is shown.
-pub const SETTINGS: [Setting; 17] = [
+pub const SETTINGS: [Setting; 15] = [
     row(
         "synchronous_standby_names",
         Kind::StandbyNames,
@@ -84,26 +79,6 @@ pub const SETTINGS: [Setting; 17] = [
         Takes::AtOnce,
         "In mode async: how far a standby may be behind and still be promoted",
     ),
-    fixed(row(
-        "linearizable_reads",
-        Kind::Choice {
-            words: &["quorum", "lease"],
-            get: |settings| settings.linearizable_reads.as_str(),
-            set: |settings, word| {
-                let all = [LinearizableReads::Quorum, LinearizableReads::Lease];
-                let found = all.into_iter().find(|reads| reads.as_str() == word);
-                found.map(|reads| settings.linearizable_reads = reads).is_some()
-            },
-        },
-        Takes::AtOnce,
-        "How a linearizable read learns that the primary still is one: quorum asks a majority, lease trusts its promises",
-    )),
-    fixed(row(
-        "primary_lease",
-        Kind::Time(number!(primary_lease_ms, 100, HOUR_MS)),
-        Takes::AtOnce,
-        "With linearizable_reads = lease: how long a voter's promise lasts; at most primary_timeout",
-    )),
     row(
         "wal_sender_timeout",
         Kind::Time(number!(wal_sender_timeout_ms, 100, DAY_MS, Some("never"))),

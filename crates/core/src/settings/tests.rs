@@ -110,13 +110,6 @@ fn everything_that_is_wrong_is_said_at_once() {
 
 #[test]
 fn settings_must_fit_together() {
-    let lease = ("linearizable_reads", "lease");
-    let message = refusal(&[lease, ("primary_timeout", "600ms"), ("primary_lease", "700ms")]);
-    assert!(message.contains("primary_lease is 700ms and primary_timeout is 600ms"), "{message}");
-    let both = changes(&[lease, ("primary_timeout", "600ms"), ("primary_lease", "600ms")]);
-    assert!(configured(&Settings::default(), &both).is_ok());
-    // Without leases their length says nothing.
-    assert!(configured(&Settings::default(), &changes(&[("primary_timeout", "600ms")])).is_ok());
     let message = refusal(&[("request_id_retention", "10s")]);
     assert!(message.contains("commit_deadline is 30s"), "{message}");
 }

@@ -87,9 +87,6 @@ impl SettingsShell {
                     return Ok(done(generation, &state, next));
                 }
                 Ok(Outcome::Rejected { reason: Rejection::BadSettings { errors } }) => return Err(refused(&errors)),
-                Ok(Outcome::Rejected { reason: reason @ Rejection::FixedInElections { .. } }) => {
-                    return Err(RpcError::not_ready("a change of settings", &reason.to_string()));
-                }
                 Ok(Outcome::Rejected { reason }) => reason.to_string(),
                 Err(error @ ProposeError::Refused { .. }) => {
                     return Err(RpcError::not_ready("a change of settings", &error.to_string()));
