@@ -52,7 +52,9 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "understudy-store",
             "understudy-core",
             "understudy-engine",
+            "understudy-rpc",
             "understudy-client",
+            "cluster-tests",
         ],
     ),
 ];
