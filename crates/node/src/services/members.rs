@@ -128,7 +128,8 @@ fn still_there(name: &NodeName, old: NodeId) -> RpcError {
 fn find(cluster: &ClusterState, name: &NodeName) -> Result<(NodeId, Member), RpcError> {
     let found = cluster.members.iter().find(|(_, member)| member.name == *name);
     found.map(|(id, member)| (*id, member.clone())).ok_or_else(|| {
-        let names: Vec<String> = cluster.members.values().map(|member| member.name.to_string()).collect();
+        let mut names: Vec<String> = cluster.members.values().map(|member| member.name.to_string()).collect();
+        names.sort();
         invalid(format!("{name} is not a member of the cluster; its members are {}", names.join(", ")))
     })
 }
