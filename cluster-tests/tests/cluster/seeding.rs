@@ -101,6 +101,35 @@ async fn a_standby_whose_wal_is_gone_comes_back_by_itself_under_load() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_away_until_checkpoints_have_removed_its_wal() -> Result<()> {
+    // STR-4, WAL-2: nobody touches a file but the servers.
+    let mut options = options();
+    options.segment_size = Some(1 << 20);
+    options.arguments.extend(["--wal-keep-size", "0", "--max-wal-size", "2MiB"].map(str::to_owned));
+    let mut scenario = Scenario::begin_with(&options).await?;
+    scenario.wal_may_be_removed = true;
+    scenario.cluster.kill9(SEEDED)?;
+    let names = |cluster: &Cluster, node: &str| segments(&cluster.data_dir(node).join("wal"));
+    let last = names(&scenario.cluster, SEEDED)?.pop().context("a segment")?;
+    fill(&scenario.cluster, "age", 60).await?;
+    let deadline = std::time::Instant::now() + PATIENCE;
+    for node in ["n1", "n2"] {
+        while names(&scenario.cluster, node)?.first().is_none_or(|first| first.file_name() <= last.file_name()) {
+            ensure!(std::time::Instant::now() < deadline, "{node} removes no WAL:\n{}", scenario.cluster.log_ends());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    scenario.cluster.start_node(SEEDED)?;
+    rejoined(&scenario.cluster).await?;
+    let log = scenario.cluster.log(SEEDED);
+    ensure!(log.contains("has already been removed"), "the upstream did not say what is missing");
+    let [total, reused, received] = figures(&log)?;
+    println!("{total} bytes, {reused} reused, {received} received");
+    scenario.verdict().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_seed_sends_only_what_differs() -> Result<()> {
     // BAK-5. Nobody else writes: compactions make other files of the same data when they like to.
     let mut cluster = Cluster::start(&options()).await?;

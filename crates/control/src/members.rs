@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use openraft::BasicNode;
+use openraft::{BasicNode, ChangeMembers};
 use tokio::time::timeout;
 use understudy_core::membership::RaftMembers;
 use understudy_types::NodeId;
@@ -44,6 +44,18 @@ impl Control {
         let (asked, after) = ("change the voters", timing::PROPOSE_TIMEOUT);
         let voters: BTreeSet<u64> = voters.into_iter().map(NodeId::get).collect();
         let changed = timeout(after, self.core.raft.change_membership(voters, false)).await;
+        let changed = changed.map_err(|_| ControlError::TimedOut { asked, after })?;
+        changed.map(drop).map_err(|error| ControlError::Membership { why: error.to_string() })
+    }
+
+    /// Sends the log to `nodes`, which only learn, no more. Only on the leader; returns when the change is committed.
+    ///
+    /// # Errors
+    /// As for [`Control::add_learner`].
+    pub async fn forget(&self, nodes: BTreeSet<NodeId>) -> Result<(), ControlError> {
+        let (asked, after) = ("remove learners", timing::PROPOSE_TIMEOUT);
+        let gone = ChangeMembers::RemoveNodes(nodes.into_iter().map(NodeId::get).collect());
+        let changed = timeout(after, self.core.raft.change_membership(gone, true)).await;
         let changed = changed.map_err(|_| ControlError::TimedOut { asked, after })?;
         changed.map(drop).map_err(|error| ControlError::Membership { why: error.to_string() })
     }

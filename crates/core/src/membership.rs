@@ -52,6 +52,8 @@ pub enum MembershipStep {
     },
     /// Make these, and no others, Raft's voters. Whoever is neither among them nor a member leaves Raft.
     SetVoters(BTreeSet<NodeId>),
+    /// Send these the log no more: they learn, and are no members.
+    Forget(BTreeSet<NodeId>),
     /// Propose a command.
     Propose(Command),
 }
@@ -66,6 +68,11 @@ pub fn next_step(state: &ClusterState, raft: &RaftMembers, observations: &Observ
     let unknown = state.members.iter().find(|(id, _)| !raft.voters.contains(id) && !raft.learners.contains(id));
     if let Some((node, member)) = unknown {
         return Some(MembershipStep::AddLearner { node: *node, address: member.address.clone() });
+    }
+    let strangers: BTreeSet<NodeId> =
+        raft.learners.iter().copied().filter(|node| !state.members.contains_key(node)).collect();
+    if !strangers.is_empty() && !raft.is_joint {
+        return Some(MembershipStep::Forget(strangers));
     }
     let joins = state.joining.filter(|node| raft.voters.contains(node) || raft.caught_up.contains(node));
     // Until the one that joins can vote in Raft, the one that it replaces does: two voters would not survive one.

@@ -92,6 +92,24 @@ fn a_member_is_replaced_step_by_step() {
 }
 
 #[test]
+fn one_that_is_lost_before_it_votes_is_replaced_again() {
+    let mut state = settled(3);
+    let command = replace(&state, 3, 9);
+    carried_out(&mut state, &command);
+    let voters_generation = state.voters_generation;
+    let command = replace(&state, 9, 10);
+    carried_out(&mut state, &command);
+    assert_eq!((state.voters(), state.joining), (ids(&[1, 2]), Some(id(10))));
+    assert_eq!(state.voters_generation, voters_generation, "the voters are the same");
+    assert_eq!(state.name_of(id(9)), "n3");
+    // The lost one leaves Raft, whether it only learned or voted there already.
+    let step = next_step(&state, &raft(&[1, 2, 3], &[9, 10], &[10]), &observations(state.generation));
+    assert_eq!(step, Some(MembershipStep::Forget(ids(&[9]))));
+    let step = next_step(&state, &raft(&[1, 2, 9], &[10], &[10]), &observations(state.generation));
+    assert_eq!(step, Some(MembershipStep::SetVoters(ids(&[1, 2, 10]))));
+}
+
+#[test]
 fn nobody_joins_during_an_election() {
     let mut state = settled(3);
     let command = replace(&state, 3, 9);

@@ -75,7 +75,7 @@ impl Confirmer {
         let default = Duration::from_millis(Settings::default().primary_timeout_ms);
         let (primary_timeout, timeout) = watch::channel(default);
         let primary = None;
-        let task = Task { me, outgoing, answers, queue, confirmed, fresh, primary, timeout, began: Instant::now() };
+        let task = Task { me, outgoing, answers, queue, confirmed, fresh, primary, timeout, began_ms: boot_ms() };
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -128,6 +128,8 @@ impl Confirmer {
 struct Primary {
     claim: Claim,
     confirmation: Confirmation,
+    /// What the engine was told last.
+    told_until_ms: Option<u64>,
     /// The newest round that was started for reads and is not confirmed yet.
     in_flight: Option<u64>,
     /// Reads that the round in flight answers.
@@ -146,8 +148,8 @@ struct Task {
     fresh: watch::Sender<Option<Confirmed>>,
     primary: Option<Primary>,
     timeout: watch::Receiver<Duration>,
-    /// Zero of the milliseconds that the pure part counts in.
-    began: Instant,
+    /// Zero of the milliseconds that the pure part counts in, by [`boot_ms`].
+    began_ms: u64,
 }
 
 impl Task {
@@ -173,8 +175,9 @@ impl Task {
         }
     }
 
+    /// Counted while the machine is suspended, too.
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).expect("a process lives less than 584 million years")
+        boot_ms().saturating_sub(self.began_ms)
     }
 
     /// Every node beats; only for a primary the round also confirms.
@@ -247,6 +250,7 @@ impl Task {
         self.primary = claim.map(|claim| Primary {
             confirmation: Confirmation::new(self.me, claim.timeline, claim.voters.clone()),
             claim,
+            told_until_ms: None,
             in_flight: None,
             covered: Vec::new(),
             waiting: Vec::new(),
@@ -275,18 +279,19 @@ impl Task {
             }
         }
         let timeout_ms = u64::try_from(self.timeout.borrow().as_millis()).unwrap_or(u64::MAX);
-        let until =
-            primary.confirmation.confirmed_until_ms(timeout_ms).map(|at| self.began + Duration::from_millis(at));
-        if *self.confirmed.borrow() != until {
+        let until_ms = primary.confirmation.confirmed_until_ms(timeout_ms);
+        if primary.told_until_ms != until_ms {
+            primary.told_until_ms = until_ms;
+            // In this order: a pause in between makes the time that is left shorter, not longer.
+            let now = Instant::now();
+            let now_ms = boot_ms().saturating_sub(self.began_ms);
+            let left = until_ms.map(|until_ms| Duration::from_millis(until_ms.saturating_sub(now_ms)));
+            let until = left.map(|left| now + left);
             self.confirmed.send_replace(until);
             primary.claim.engine.set_confirmed_until(until);
-            let ago_ms = primary
-                .confirmation
-                .confirmed_at_ms()
-                .map(|at| u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_sub(at));
-            self.fresh.send_replace(ago_ms.map(|ago_ms| Confirmed {
+            self.fresh.send_replace(primary.confirmation.confirmed_at_ms().map(|at_ms| Confirmed {
                 timeline: primary.claim.timeline,
-                at_ms: boot_ms().saturating_sub(ago_ms),
+                at_ms: self.began_ms + at_ms,
                 safe_lsn: *primary.claim.engine.safe().borrow(),
             }));
         }

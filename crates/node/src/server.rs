@@ -7,7 +7,7 @@
 
 mod error;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
@@ -32,7 +32,7 @@ use crate::confirmer::Confirmer;
 use crate::damage;
 use crate::http::HttpPort;
 use crate::identity::{DataDir, random_u64};
-use crate::mesh::{EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
+use crate::mesh::{BEAT_INTERVAL, EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
 use crate::services::{self, ServiceParts};
 use crate::telemetry::collect::Collector;
@@ -123,9 +123,18 @@ async fn wait_for_signal() {
     }
 }
 
+/// The data of this node.
+struct Opened {
+    engine: Engine,
+    /// There while any file of its store is open.
+    held: Weak<()>,
+}
+
 /// What stands before the node belongs to a cluster.
 struct Server {
     config: ServerConfig,
+    /// Of the store that is open, or was last.
+    held: Weak<()>,
     files: Arc<dyn Files>,
     data_dir: DataDir,
     me: Me,
@@ -238,6 +247,7 @@ impl Server {
         .await;
         Ok(Self {
             config,
+            held: Weak::new(),
             files,
             data_dir,
             me,
@@ -289,12 +299,13 @@ impl Server {
         };
         let mut carried = Carried::new(PromiseFile::open(Arc::clone(&self.files), self.data_dir.path())?);
         loop {
-            let engine = tokio::select! {
+            let Opened { engine, held } = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
-                engine = self.open_engine(&cluster, &mut carried.promises) => engine?,
+                opened = self.open_engine(&cluster, &mut carried.promises) => opened?,
             };
             self.telemetry.watch(&engine);
+            self.held = held;
             match self.serve_until_replaced(engine, carried).await? {
                 Some(next) => carried = next,
                 None => return Ok(()),
@@ -354,16 +365,15 @@ impl Server {
             view.engine = None;
             view.waiting_for = Some("this node was seeded and opens its new data".to_owned());
         });
-        let data_dir = self.data_dir.path().to_owned();
+        let (data_dir, held) = (self.data_dir.path().to_owned(), self.held.clone());
         let swapping = async {
-            let store = Arc::downgrade(engine.store());
             let closed = tokio::task::spawn_blocking(move || engine.stop()).await;
             if !matches!(closed, Ok(Ok(()))) {
                 tracing::warn!(?closed, "the engine that is given up did not stop cleanly");
             }
-            // Requests that are being answered may still hold it.
+            // Requests that are being answered may still hold it; and the last handle is gone before the files are closed.
             let released = async {
-                while store.strong_count() > 0 {
+                while held.strong_count() > 0 {
                     tokio::time::sleep(RELEASE_LOOK).await;
                 }
             };
@@ -376,9 +386,12 @@ impl Server {
             swapped.map_err(|error| ServerError::Failed(error.to_string()))?.map_err(ServerError::from)
         };
         tokio::pin!(swapping);
+        let mut again = tokio::time::interval(BEAT_INTERVAL);
         loop {
             tokio::select! {
                 outcome = &mut swapping => break outcome?,
+                // What was said last is said again: the others keep WAL for this node.
+                _ = again.tick() => self.outgoing.send_modify(|outgoing| outgoing.report_seq += 1),
                 Some(event) = self.events.recv() => carried.hear(&event),
             }
         }
@@ -471,7 +484,7 @@ impl Server {
         Ok(())
     }
 
-    async fn open_engine(&self, cluster: &ClusterState, promises: &mut PromiseFile) -> Result<Engine, ServerError> {
+    async fn open_engine(&self, cluster: &ClusterState, promises: &mut PromiseFile) -> Result<Opened, ServerError> {
         self.notice_lost_log(promises)?;
         let mut opened = self.try_open(cluster).await;
         let damage = match &opened {
@@ -492,12 +505,12 @@ impl Server {
                 opened = self.try_open(cluster).await;
             }
         }
-        let engine = opened?;
+        let opened = opened?;
         promises.log_made()?;
-        Ok(engine)
+        Ok(opened)
     }
 
-    async fn try_open(&self, cluster: &ClusterState) -> Result<Engine, ServerError> {
+    async fn try_open(&self, cluster: &ClusterState) -> Result<Opened, ServerError> {
         let began = Instant::now();
         let path = self.data_dir.path().join("store");
         let mut config = EngineConfig::new(self.data_dir.path(), cluster.system_id);
@@ -506,14 +519,17 @@ impl Server {
         let opened = tokio::task::spawn_blocking(move || {
             let store = RocksStore::open(&RocksConfig::new(&path, system_id))
                 .map_err(|source| ServerError::Store { path, source })?;
-            Engine::open(config, files, Arc::new(store), Arc::new(SystemClock)).map_err(ServerError::from)
+            let held = store.held();
+            let engine = Engine::open(config, files, Arc::new(store), Arc::new(SystemClock))?;
+            Ok::<_, ServerError>(Opened { engine, held })
         })
         .await;
-        let engine =
+        let opened =
             opened.unwrap_or_else(|error| Err(ServerError::Failed(format!("the engine did not open: {error}"))))?;
+        let engine = &opened.engine;
         tracing::info!(wal_end = %engine.wal().end(), applied = %*engine.visible().borrow(), elapsed_ms = began.elapsed().as_millis(),
             "recovered");
-        Ok(engine)
+        Ok(opened)
     }
 }
 

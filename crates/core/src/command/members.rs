@@ -18,7 +18,10 @@ pub(super) fn replace_member(
 ) -> Result<ClusterState, Rejection> {
     check_no_election(state)?;
     let former = member(state, old)?.clone();
-    if let Some(joining) = state.joining {
+    // One that joins and was lost before it voted may be replaced again: the voters stay as they are.
+    if let Some(joining) = state.joining
+        && (joining != old || former.voter)
+    {
         return Err(Rejection::Joining { name: member(state, joining)?.name.clone() });
     }
     if let Some(why) = still_counted(state, old) {
@@ -35,8 +38,10 @@ pub(super) fn replace_member(
     let address = address.to_owned();
     next.members.insert(new, Member { address, voter: false, failover_priority, no_sync, ..former.clone() });
     if former.voter {
-        next.joining = Some(new);
         next.voters_generation = state.generation.next();
+    }
+    if former.voter || state.joining == Some(old) {
+        next.joining = Some(new);
     }
     Ok(next)
 }

@@ -73,10 +73,14 @@ impl Agent {
         {
             self.propose(command);
         }
-        if let Some(to) = planned.hand_leadership_to
-            && !self.leading.handing_over
-            && !self.leading.proposing
-        {
+        if let Some(to) = planned.hand_leadership_to {
+            self.hand_over_once(to);
+        }
+    }
+
+    /// Unless that is under way, or a command is.
+    pub(super) fn hand_over_once(&mut self, to: NodeId) {
+        if !self.leading.handing_over && !self.leading.proposing {
             self.hand_over(to);
         }
     }

@@ -33,6 +33,7 @@ impl Agent {
                 MembershipStep::SetVoters(voters) => {
                     control.set_voters(voters).await.map_err(|error| error.to_string())
                 }
+                MembershipStep::Forget(nodes) => control.forget(nodes).await.map_err(|error| error.to_string()),
                 MembershipStep::Propose(command) => {
                     control.propose(command).await.map(drop).map_err(|error| error.to_string())
                 }

@@ -440,7 +440,8 @@ impl Agent {
         let sealed = self.promises.sealed;
         let voters_version = self.cluster.voters_generation.get();
         self.standing.send_modify(|standing| {
-            standing.sealed = sealed;
+            // The seal that is being persisted may be there already.
+            standing.sealed = standing.sealed.max(sealed);
             standing.voters_version = voters_version;
         });
         self.outgoing.send_modify(|outgoing| outgoing.voters_version = voters_version);

@@ -53,6 +53,8 @@ pub struct Seeding {
     /// The new data is marked: it only has to be swapped in.
     complete: Option<Seeded>,
     /// Said once: there is nobody to ask.
+    /// The WAL from here on was needed by the last attempt; none before one knew.
+    needed_from: Option<Lsn>,
     said_alone: bool,
 }
 
@@ -67,6 +69,7 @@ impl Seeding {
             failures_in_a_row: 0,
             retry_at: Instant::now(),
             complete: None,
+            needed_from: None,
             said_alone: false,
         }
     }
@@ -89,7 +92,7 @@ impl Seeding {
 
     /// The WAL from here on is needed.
     pub fn needs_from(&self) -> Option<Lsn> {
-        self.status().at.map(|at| at.lsn)
+        self.status().at.map(|at| at.lsn).or(self.needed_from)
     }
 }
 
@@ -245,6 +248,8 @@ impl Agent {
                 seeding.complete = Some(seeded);
             }
             Err(why) => {
+                // The next attempt may go on with the same checkpoint.
+                seeding.needed_from = seeding.needs_from();
                 (seeding.source, seeding.status) = (None, None);
                 let failures = seeding.failures.entry(source).or_default();
                 *failures = failures.saturating_add(1);
@@ -273,6 +278,11 @@ impl Agent {
         if !at_rest || self.cluster.election.is_some() || self.promises.sealed > self.cluster.fence() {
             return None;
         }
+        if self.leadership.i_am_leader && self.gives_leadership_away() {
+            return None;
+        }
+        // Nobody plans on this node until the next agent runs.
+        self.control.stand_aside(true);
         Some(Carried {
             promises: self.promise_file.take()?,
             opened: self.opened,
@@ -281,6 +291,17 @@ impl Agent {
             dialers: std::mem::take(&mut self.dialers),
             seeded_from: Some(complete.at.lsn),
         })
+    }
+
+    /// Whether somebody else can lead Raft instead, and is asked to: a primary may die while this node cannot plan.
+    fn gives_leadership_away(&mut self) -> bool {
+        let primary = self.cluster.primary().map(|entry| entry.node);
+        let hears = self.table.hears(self.primary_timeout(), Instant::now());
+        let others = self.cluster.voters().into_iter().filter(|node| hears.contains(node));
+        // Rather not the primary: its death would be that of the leader.
+        let Some(to) = others.min_by_key(|node| primary == Some(*node)) else { return false };
+        self.hand_over_once(to);
+        true
     }
 
     /// From where on other nodes must keep WAL for this one.

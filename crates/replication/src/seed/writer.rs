@@ -100,12 +100,15 @@ impl Writer {
             return Ok(None);
         }
         coming.file.sync_all().map_err(SeedError::io("sync", &path))?;
-        let Some(digest) = wanted.digest else { return Ok(Some(Written::Whole(chunk.index))) };
-        if coming.hasher.finish() != digest {
-            fs::remove_file(&path).map_err(SeedError::io("remove", &path))?;
-            return Ok(Some(Written::Mismatch(chunk.index)));
+        if let Some(digest) = wanted.digest {
+            if coming.hasher.finish() != digest {
+                fs::remove_file(&path).map_err(SeedError::io("remove", &path))?;
+                return Ok(Some(Written::Mismatch(chunk.index)));
+            }
+            fs::rename(&path, self.objects.path(digest)).map_err(SeedError::io("rename", &path))?;
         }
-        fs::rename(&path, self.objects.path(digest)).map_err(SeedError::io("rename", &path))?;
+        // A source that sends it again sends what nobody asked for.
+        self.wanted.remove(&chunk.index);
         Ok(Some(Written::Whole(chunk.index)))
     }
 

@@ -21,7 +21,7 @@ mod sweeper;
 pub use checkpoint::checkpoint_files;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use rocksdb::{BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch};
@@ -76,6 +76,8 @@ pub struct RocksStore {
     collection: Arc<Collection>,
     /// Held while a batch is written: batches follow one another.
     applied: Mutex<Position>,
+    /// Goes last of all, when the sweeper has ended and the files are closed.
+    held: Arc<()>,
 }
 
 impl std::fmt::Debug for RocksStore {
@@ -90,6 +92,11 @@ impl std::fmt::Debug for RocksStore {
 type RawIterator<'a> = DBRawIteratorWithThreadMode<'a, DB>;
 
 impl RocksStore {
+    /// There for as long as any file of the store is open: longer than the last handle, whose end closes them.
+    pub fn held(&self) -> Weak<()> {
+        Arc::downgrade(&self.held)
+    }
+
     /// Opens or makes a store.
     ///
     /// # Errors
@@ -101,7 +108,8 @@ impl RocksStore {
         let db = DB::open_cf_descriptors(&options::database(config), &dir, families)
             .map_err(|source| StoreError::Rocks { path: dir.clone(), action: "be opened", source })?;
         let db = Arc::new(db);
-        let mut store = Self { _sweeper: None, db, dir, collection, applied: Mutex::new(Position::default()) };
+        let applied = Mutex::new(Position::default());
+        let mut store = Self { _sweeper: None, db, dir, collection, applied, held: Arc::default() };
         store.check_format(config.system_id)?;
         store.collection.applied.raise(store.read_horizon(ReadTier::All)?);
         store.refresh_durable_horizon()?;
