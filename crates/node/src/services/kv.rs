@@ -13,7 +13,7 @@ use understudy_engine::{
 };
 use understudy_rpc::error::{RpcError, UnknownWhy};
 use understudy_rpc::{convert, v1};
-use understudy_types::{DurabilityLevel, Position, TimelineId, limits};
+use understudy_types::{DurabilityLevel, Position, SessionToken, TimelineId, limits};
 use understudy_wal::Op;
 
 use super::reads::{Reads, Wanted};
@@ -142,11 +142,17 @@ impl KvService {
     }
 
     fn committed(&self, committed: Committed) -> v1::CommitResponse {
+        // One look at the view, and over before anything else looks at it: whoever holds it and looks again waits for ever
+        // for an agent that waits to publish the next one.
+        let (me, token) = {
+            let view = self.reads.view().borrow();
+            (view.me, SessionToken::new(view.cluster.system_id, committed.position))
+        };
         v1::CommitResponse {
             position: Some(committed.position.into()),
             already_done: committed.already_done,
-            node_id: self.reads.view().borrow().me.to_string(),
-            token: convert::token_bytes(self.reads.token(committed.position)),
+            node_id: me.to_string(),
+            token: convert::token_bytes(token),
         }
     }
 }
