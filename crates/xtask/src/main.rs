@@ -3,6 +3,7 @@
 //! | command | what it does |
 //! |---|---|
 //! | `cargo xtask demo` | installs what is missing, builds, and runs the failover demo on real data |
+//! | `cargo xtask bench` | installs what is missing, builds, and measures three real servers beside the raw speed of the machine |
 //! | `cargo xtask test` | installs what is missing, builds, and runs every check and every test |
 //! | `cargo xtask image` | builds the container image `understudy:dev` |
 //! | `cargo xtask tidy` | checks the rules that no compiler checks: dependency edges, file sizes, links, invariants |
@@ -10,6 +11,7 @@
 //! This crate depends on nothing that needs a C++ compiler or libclang: it is what installs them. The demo itself
 //! therefore is a binary of its own (`understudy-demo` in `cluster-tests`), built once the prerequisites are there.
 
+mod bench;
 mod cargo;
 mod image;
 mod prerequisites;
@@ -39,6 +41,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
     },
+    /// Three servers, every level and every way of reading, catch-up and seeding, beside the raw speed of disk and loopback.
+    ///
+    /// Options are those of the bench itself: `cargo xtask bench --help` lists them.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// For the bench.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
     /// Formatting, lints, tidy, doc tests, all tests; the last lines are the test runner's summary.
     Test {
         /// For `cargo nextest run`, e.g. a filter.
@@ -54,6 +65,7 @@ enum Task {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Task::Demo { options } => demo(&options),
+        Task::Bench { options } => bench::run(&options),
         Task::Test { options } => test(&options),
         Task::Image => image::build().map(|()| ExitCode::SUCCESS),
         Task::Tidy => tidy::run(&cargo::workspace_root()),
