@@ -19,6 +19,7 @@ use understudy_wal::Op;
 use super::reads::{Reads, Wanted};
 use super::scan::{self, Pages, Scans};
 use crate::telemetry::Telemetry;
+use crate::view::NodeView;
 
 /// A read without a deadline of its own waits this long for a majority, a position or fresher data.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
@@ -52,7 +53,7 @@ impl KvService {
         let (engine, timeline) = self.reads.primary("a commit")?;
         let asked = Asked::new(timeline, &commit);
         match engine.commit(commit, deadline).await {
-            Ok(committed) => Ok(Response::new(self.committed(committed))),
+            Ok(done) => Ok(Response::new(committed(&self.reads.view().borrow(), done))),
             Err(error) => Err(self.commit_error(error, &asked, deadline).await.into()),
         }
     }
@@ -140,20 +141,17 @@ impl KvService {
         }
         Ok(results)
     }
+}
 
-    fn committed(&self, committed: Committed) -> v1::CommitResponse {
-        // One look at the view, and over before anything else looks at it: whoever holds it and looks again waits for ever
-        // for an agent that waits to publish the next one.
-        let (me, token) = {
-            let view = self.reads.view().borrow();
-            (view.me, SessionToken::new(view.cluster.system_id, committed.position))
-        };
-        v1::CommitResponse {
-            position: Some(committed.position.into()),
-            already_done: committed.already_done,
-            node_id: me.to_string(),
-            token: convert::token_bytes(token),
-        }
+/// The answer to a commit that was acknowledged. The view is an argument, so that it is looked at once: whoever holds it and looks
+/// again waits for ever for an agent that waits to publish the next one.
+fn committed(view: &NodeView, committed: Committed) -> v1::CommitResponse {
+    let token = SessionToken::new(view.cluster.system_id, committed.position);
+    v1::CommitResponse {
+        position: Some(committed.position.into()),
+        already_done: committed.already_done,
+        node_id: view.me.to_string(),
+        token: convert::token_bytes(token),
     }
 }
 
@@ -390,9 +388,10 @@ impl v1::kv_server::Kv for KvService {
     ) -> Result<Response<v1::CommitBatchResponse>, Status> {
         let deadline = deadline(&request, self.commit_deadline());
         let results = self.batch(request.into_inner().commits, deadline).await?;
+        let view = self.reads.view().borrow().clone();
         let results = results.into_iter().map(|result| {
             let result = match result {
-                Ok(committed) => v1::commit_result::Result::Committed(self.committed(committed)),
+                Ok(done) => v1::commit_result::Result::Committed(committed(&view, done)),
                 Err(error) => v1::commit_result::Result::Failed(error.into()),
             };
             v1::CommitResult { result: Some(result) }

@@ -102,3 +102,15 @@ fn what_the_engine_refuses_to_read_is_said_with_the_position() {
     let error = read_error("the read", position, &replaced);
     assert_eq!(error.reason, understudy_rpc::error::Reason::PositionNotReached);
 }
+
+#[tokio::test]
+async fn an_acknowledgement_carries_the_node_and_a_token() {
+    let node = super::super::reads::tests::Node::standby();
+    // While the view is held: an answer that looked at it once more would wait for whoever waits to publish.
+    let view = node.reads.view().borrow();
+    let position = Position::new(TimelineId::new(2), understudy_types::Lsn::new(0x0100_00A0));
+    let answer = committed(&view, Committed { position, already_done: true });
+    assert_eq!((answer.node_id, answer.already_done), (view.me.to_string(), true));
+    let token = convert::token(&answer.token).expect("well-formed").expect("a token");
+    assert_eq!((token.system_id, token.position), (view.cluster.system_id, position));
+}
