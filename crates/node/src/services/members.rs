@@ -35,9 +35,7 @@ pub async fn replace(
 ) -> Result<v1::ReplaceMemberResponse, RpcError> {
     let until = Instant::now() + PATIENCE;
     loop {
-        let (old, command) = plan(view, &request).await?;
-        let Command::ReplaceMember { new, .. } = &command else { unreachable!("the plan is a replacement") };
-        let new = *new;
+        let Replacement { old, new, command } = plan(view, &request).await?;
         match control.propose(command).await {
             Ok(Outcome::Applied { generation }) => {
                 tracing::info!(name = %request.name, %old, %new, "a member was replaced");
@@ -57,6 +55,13 @@ pub async fn replace(
             Err(error) => return Err(RpcError::not_ready(ASKED, &error.to_string())),
         }
     }
+}
+
+/// Who takes whose place.
+struct Replacement {
+    old: NodeId,
+    new: NodeId,
+    command: Command,
 }
 
 /// Whether it may be carried out a moment later.
@@ -81,10 +86,7 @@ fn invalid(message: String) -> RpcError {
 }
 
 /// What is to be proposed, once everything that can be seen from here fits.
-async fn plan(
-    view: &watch::Receiver<NodeView>,
-    request: &v1::ReplaceMemberRequest,
-) -> Result<(NodeId, Command), RpcError> {
+async fn plan(view: &watch::Receiver<NodeView>, request: &v1::ReplaceMemberRequest) -> Result<Replacement, RpcError> {
     let name: NodeName = request.name.parse().map_err(|error| invalid(format!("\"{}\": {error}", request.name)))?;
     let (cluster, old, member) = {
         let view = view.borrow();
@@ -107,15 +109,16 @@ async fn plan(
         )));
     };
     check_answer(&cluster, &name, old, &member, &address, &answer)?;
+    let new = NodeId::new(answer.node_id);
     let command = Command::ReplaceMember {
         generation: cluster.generation,
         old,
-        new: NodeId::new(answer.node_id),
+        new,
         address,
         failover_priority: answer.failover_priority,
         no_sync: answer.no_sync,
     };
-    Ok((old, command))
+    Ok(Replacement { old, new, command })
 }
 
 fn still_there(name: &NodeName, old: NodeId) -> RpcError {

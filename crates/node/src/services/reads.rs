@@ -179,13 +179,7 @@ impl Reads {
 
     /// Why this node does not do what the primary does.
     pub fn refuse(&self, asked: &str) -> RpcError {
-        let view = self.parts.view.borrow();
-        match view.primary() {
-            Some((id, name, address)) if id != view.me => RpcError::not_primary(asked, name, address),
-            Some(_) if view.primary_of.is_some() => RpcError::no_primary(asked, "this node is giving its timeline up"),
-            Some(_) => RpcError::no_primary(asked, "this node was promoted and has not opened its timeline"),
-            None => RpcError::no_primary(asked, &view.no_primary_reason()),
-        }
+        self.parts.view.borrow().refusal(asked)
     }
 
     /// Waits until a majority has said that this node is still the primary of `timeline`.
