@@ -54,6 +54,13 @@ impl Options {
         self
     }
 
+    /// With linearizable reads by leases of this length.
+    pub fn lease(mut self, length: &str) -> Self {
+        let setting = ["--linearizable-reads", "lease", "--primary-lease", length];
+        self.arguments.extend(setting.map(str::to_owned));
+        self
+    }
+
     /// With every server in its namespace of this network.
     pub fn network(mut self, network: &Arc<Network>) -> Self {
         self.network = Some(Arc::clone(network));

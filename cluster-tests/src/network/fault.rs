@@ -31,6 +31,12 @@ pub enum Rule {
         /// Where.
         at: String,
     },
+    /// What anybody sends the server is not received, on established connections neither, and nobody is told. What the
+    /// node itself began goes on.
+    Swallow {
+        /// Where.
+        at: String,
+    },
     /// Nothing leaves faster than this.
     Narrow {
         /// Where.
@@ -84,6 +90,11 @@ impl Fault {
         Fault { rules: vec![Rule::Reset { at: node.to_owned() }] }
     }
 
+    /// A firewall in front of a server that says nothing at all.
+    pub fn swallow_in_front_of(node: &str) -> Fault {
+        Fault { rules: vec![Rule::Swallow { at: node.to_owned() }] }
+    }
+
     /// These nodes send no more than this.
     pub fn narrow(names: &[&str], kbit_per_s: u32) -> Fault {
         Fault { rules: names.iter().map(|at| Rule::Narrow { at: (*at).to_owned(), kbit_per_s }).collect() }
@@ -104,7 +115,7 @@ mod tests {
     fn pair(rule: &Rule) -> Option<(&str, &str)> {
         match rule {
             Rule::Drop { at, from } => Some((from, at)),
-            Rule::Lose { .. } | Rule::Reset { .. } | Rule::Narrow { .. } => None,
+            Rule::Lose { .. } | Rule::Reset { .. } | Rule::Swallow { .. } | Rule::Narrow { .. } => None,
         }
     }
 

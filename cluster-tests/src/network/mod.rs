@@ -205,12 +205,8 @@ impl Network {
                 let rule = [&[verb, "INPUT", "-s", &from], &at_random[..], &["-j", "DROP"]].concat();
                 tools::iptables(&self.namespace(at), &rule)
             }
-            Rule::Reset { at } => {
-                let port = SERVER_PORT.to_string();
-                let reset = ["-j", "REJECT", "--reject-with", "tcp-reset"];
-                let rule = [&[verb, "INPUT", "-p", "tcp", "--dport", &port], &reset[..]].concat();
-                tools::iptables(&self.namespace(at), &rule)
-            }
+            Rule::Reset { at } => self.in_front_of(at, verb, &["-j", "REJECT", "--reject-with", "tcp-reset"]),
+            Rule::Swallow { at } => self.in_front_of(at, verb, &["-j", "DROP"]),
             Rule::Narrow { at, kbit_per_s } => {
                 let rate = format!("{kbit_per_s}kbit");
                 let limits = ["tbf", "rate", &rate, "burst", "16kb", "latency", "400ms"];
@@ -219,6 +215,15 @@ impl Network {
                 run_in(&self.namespace(at), "tc", &command).map(drop)
             }
         }
+    }
+}
+
+impl Network {
+    /// What happens to everything that is sent to the server `at`.
+    fn in_front_of(&self, at: &str, verb: &str, happens: &[&str]) -> Result<()> {
+        let port = SERVER_PORT.to_string();
+        let rule = [&[verb, "INPUT", "-p", "tcp", "--dport", &port], happens].concat();
+        tools::iptables(&self.namespace(at), &rule)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use cluster_tests::cluster::PATIENCE;
+use cluster_tests::cluster::{Options, PATIENCE};
 use cluster_tests::history::Consistency;
 use cluster_tests::node_client::NodeClient;
 use cluster_tests::recorder::Recorder;
@@ -47,7 +47,17 @@ async fn probe(
 #[tokio::test(flavor = "multi_thread")]
 async fn the_primary_is_frozen_and_continued() -> Result<()> {
     // INV-FENCED, INV-LINEAR.
-    let mut scenario = Scenario::begin().await?;
+    freeze_the_primary(&Options::default()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_reads_by_lease_is_frozen_and_continued() -> Result<()> {
+    // INV-LINEAR: it held a lease when it stopped, and must look at the clock when it goes on.
+    freeze_the_primary(&Options::default().lease("1s")).await
+}
+
+async fn freeze_the_primary(options: &Options) -> Result<()> {
+    let mut scenario = Scenario::begin_with(options).await?;
     let primary = scenario.cluster.wait_settled().await?;
     let old = scenario.workload.progress().timeline();
     let recorder = scenario.workload.recorder.clone();

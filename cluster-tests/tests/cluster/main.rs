@@ -7,6 +7,7 @@ mod compose;
 mod emptied;
 mod freeze;
 mod kill;
+mod leases;
 mod levels;
 mod partitions;
 mod reads;

@@ -55,13 +55,21 @@ struct Case {
 
 impl Case {
     async fn begin(name: &'static str) -> Result<Option<Case>> {
-        Self::begin_on(name, |_| Ok(())).await
+        Self::begin_with(name, Options::default()).await
     }
 
-    async fn begin_on(name: &'static str, prepare: impl FnOnce(&Network) -> Result<()>) -> Result<Option<Case>> {
+    async fn begin_with(name: &'static str, options: Options) -> Result<Option<Case>> {
+        Self::begin_on(name, options, |_| Ok(())).await
+    }
+
+    async fn begin_on(
+        name: &'static str,
+        options: Options,
+        prepare: impl FnOnce(&Network) -> Result<()>,
+    ) -> Result<Option<Case>> {
         let Some(network) = Network::for_test(&NODES)? else { return Ok(None) };
         prepare(&network)?;
-        let mut scenario = Scenario::begin_with(&Options::default().network(&network)).await?;
+        let mut scenario = Scenario::begin_with(&options.network(&network)).await?;
         let primary = scenario.cluster.wait_settled().await?;
         let view = scenario.cluster.view().await;
         let leader = view.primary().and_then(|answer| Some(answer.raft.as_ref()?.leader.clone()));
@@ -130,6 +138,17 @@ impl Case {
 async fn the_primary_is_cut_off_from_both_others() -> Result<()> {
     // INV-FENCED, INV-LINEAR: its clients still reach it, and it must neither acknowledge nor answer.
     let Some(mut case) = Case::begin("primary-cut-off").await? else { return Ok(()) };
+    case.fails_over(&Fault::isolated(&case.roles.primary, &case.roles.standbys())).await?;
+    let elections = case.end().await?;
+    ensure!(elections == 1, "one cut made {elections} elections");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_reads_by_lease_is_cut_off_from_both_others() -> Result<()> {
+    // INV-LINEAR: it may answer until its lease has run out, and nobody else is promoted before that.
+    let options = Options::default().lease("1s");
+    let Some(mut case) = Case::begin_with("primary-cut-off-lease", options).await? else { return Ok(()) };
     case.fails_over(&Fault::isolated(&case.roles.primary, &case.roles.standbys())).await?;
     let elections = case.end().await?;
     ensure!(elections == 1, "one cut made {elections} elections");
@@ -245,8 +264,18 @@ async fn a_firewall_answers_for_the_primary() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_firewall_swallows_what_is_sent_to_the_primary() -> Result<()> {
+    // Its own beats come through, so it is heard, but no standby has its acknowledgements heard and no client gets in.
+    let Some(mut case) = Case::begin("silent-firewall").await? else { return Ok(()) };
+    case.fails_over(&Fault::swallow_in_front_of(&case.roles.primary)).await?;
+    let elections = case.end().await?;
+    ensure!(elections == 1, "one firewall made {elections} elections");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_link_is_slow_and_unsteady() -> Result<()> {
-    let Some(mut case) = Case::begin_on("delay", Network::lay_relays).await? else { return Ok(()) };
+    let Some(mut case) = Case::begin_on("delay", Options::default(), Network::lay_relays).await? else { return Ok(()) };
     let each_way = Duration::from_millis(50);
     for jitter in [Duration::ZERO, Duration::from_millis(50)] {
         case.network.set_delay(Delay { each_way, jitter });

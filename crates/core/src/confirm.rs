@@ -14,6 +14,9 @@
 //! confirmed_round() = 5; the read waits for 6; commits may be acknowledged until 200 + primary_timeout
 //! ```
 //!
+//! With `linearizable_reads = lease` an answer may carry a grant ([`crate::lease`]); what is counted on is the same for both: a
+//! majority of the present voters, this node among them until it seals.
+//!
 //! What it refuses to do: to count an answer for a round that was started after the beat that it answers, and to take a later refusal as a
 //! reason to take back what was confirmed before: it was true when it was said.
 
@@ -41,6 +44,8 @@ pub struct Confirmation {
     first_at_ms: Option<u64>,
     /// By voter, the newest round that it confirmed, this node included.
     confirmed: BTreeMap<NodeId, u64>,
+    /// By other voter, until when its grant is counted on.
+    granted_until_ms: BTreeMap<NodeId, u64>,
     /// Started rounds and when they were sent, in order. At most [`ROUNDS_MAX`]; the first one may be confirmed.
     sent: VecDeque<(u64, u64)>,
 }
@@ -62,6 +67,7 @@ impl Confirmation {
             newest: None,
             first_at_ms: None,
             confirmed: BTreeMap::new(),
+            granted_until_ms: BTreeMap::new(),
             sent: VecDeque::with_capacity(ROUNDS_MAX),
         }
     }
@@ -106,10 +112,34 @@ impl Confirmation {
         self.forget();
     }
 
+    /// `voter` granted a lease that is counted on until `until_ms` ([`crate::lease::counted_until_ms`]). A later answer that grants
+    /// less takes nothing back. A grant of somebody who does not vote is ignored.
+    pub fn on_grant(&mut self, voter: NodeId, until_ms: u64) {
+        if voter != self.me && self.voters.contains(&voter) {
+            let latest = self.granted_until_ms.entry(voter).or_insert(until_ms);
+            *latest = until_ms.max(*latest);
+        }
+    }
+
+    /// No lease is read by any more: what was granted is forgotten.
+    pub fn forget_grants(&mut self) {
+        self.granted_until_ms.clear();
+    }
+
+    /// Until when the grants of a majority of voters are counted on; none without. A cluster of one voter needs nobody
+    /// else's.
+    pub fn leased_until_ms(&self) -> Option<u64> {
+        let own = (self.voters.contains(&self.me) && !self.sealed).then_some(u64::MAX);
+        let mut until: Vec<u64> = self.granted_until_ms.values().copied().chain(own).collect();
+        until.sort_unstable_by(|a, b| b.cmp(a));
+        until.get(majority(self.voters.len()) - 1).copied()
+    }
+
     /// The voters changed. What was confirmed by those that still vote stands: majorities of two voter sets in a row have
     /// a node in common (see [`crate::membership`]).
     pub fn set_voters(&mut self, voters: BTreeSet<NodeId>) {
         self.confirmed.retain(|node, _| voters.contains(node));
+        self.granted_until_ms.retain(|node, _| voters.contains(node));
         self.voters = voters;
         self.forget();
     }

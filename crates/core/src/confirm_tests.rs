@@ -146,3 +146,46 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_lease_is_a_majority_of_grants_that_run() {
+    let mut primary = of(1, 5);
+    assert_eq!(primary.leased_until_ms(), None);
+    primary.on_grant(id(2), 900);
+    assert_eq!(primary.leased_until_ms(), None, "two of five");
+    primary.on_grant(id(3), 700);
+    assert_eq!(primary.leased_until_ms(), Some(700), "the first of the three to run out");
+    primary.on_grant(id(3), 600);
+    assert_eq!(primary.leased_until_ms(), Some(700), "an answer that comes late takes nothing back");
+    primary.on_grant(id(9), 5_000);
+    primary.on_grant(id(1), 5_000);
+    assert_eq!(primary.leased_until_ms(), Some(700), "strangers grant nothing, and nobody grants himself twice");
+    primary.forget_grants();
+    assert_eq!(primary.leased_until_ms(), None);
+}
+
+#[test]
+fn what_a_former_voter_granted_counts_no_more() {
+    // INV-LINEAR: an election asks the present voters alone.
+    let mut primary = of(1, 3);
+    primary.on_grant(id(3), 900);
+    primary.set_voters([id(1), id(2)].into());
+    assert_eq!(primary.leased_until_ms(), None);
+    primary.on_grant(id(2), 800);
+    primary.set_voters([id(1), id(2), id(4)].into());
+    assert_eq!(primary.leased_until_ms(), Some(800));
+}
+
+#[test]
+fn a_primary_that_sealed_or_does_not_vote_needs_a_majority_of_others() {
+    let mut sealed = of(1, 3);
+    sealed.on_grant(id(2), 900);
+    sealed.seal();
+    assert_eq!(sealed.leased_until_ms(), None);
+    let mut learner = of(9, 3);
+    learner.on_grant(id(2), 900);
+    assert_eq!(learner.leased_until_ms(), None);
+    learner.on_grant(id(3), 800);
+    assert_eq!(learner.leased_until_ms(), Some(800));
+    assert_eq!(of(1, 1).leased_until_ms(), Some(u64::MAX), "alone it needs nobody");
+}

@@ -14,12 +14,14 @@
 //! | [`sync`] | the safe LSN, and how the sync-standby list changes | the primary |
 //! | [`membership`] | how a member that was replaced comes to vote | the Raft leader |
 //! | [`confirm`] | whether a majority confirms the primary | the primary |
+//! | [`lease`] | what a voter is bound by that granted the primary a lease | every voter |
 //! | [`reading`] | whether a node may answer a read that asks for a position | every node |
 //! | [`staleness`] | how old a node's data may be | every standby |
 
 pub mod command;
 pub mod confirm;
 pub mod election;
+pub mod lease;
 pub mod membership;
 pub mod observation;
 pub mod plan;

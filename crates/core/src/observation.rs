@@ -86,6 +86,11 @@ pub struct NodeReport {
     pub generation: Generation,
     /// Whom it heard within `primary_timeout`, itself left out.
     pub hears: BTreeSet<NodeId>,
+    /// The nodes that it had a connection to, lost it, and cannot have a new one, be they heard or not.
+    pub lost: BTreeSet<NodeId>,
+    /// For how long a lease may still run that it granted as a voter, in milliseconds; zero once none does
+    /// ([`crate::lease`]). In a report with a complete seal it is no older than the seal.
+    pub lease_left_ms: u64,
 }
 
 /// How far a standby's stream is.

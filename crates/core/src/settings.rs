@@ -42,6 +42,12 @@ pub struct Settings {
     /// How long the primary may be unheard before it counts as gone, and how long it may be unconfirmed before
     /// it stops acknowledging. In milliseconds.
     pub primary_timeout_ms: u64,
+    /// How the primary knows, for a linearizable read, that nobody else has been promoted.
+    pub linearizable_reads: LinearizableReads,
+    /// With [`LinearizableReads::Lease`]: for how long a voter grants, in milliseconds.
+    pub primary_lease_ms: u64,
+    /// With [`LinearizableReads::Lease`]: what the primary takes off a lease for clocks that run at different rates, in percent.
+    pub lease_drift_margin_percent: u64,
     /// In mode `async`: how far a standby may be behind the last known end of the primary's WAL and still be promoted, in bytes.
     pub max_lag_on_failover_bytes: u64,
     /// Zero: never.
@@ -72,6 +78,9 @@ impl Default for Settings {
             default_durability: DurabilityLevel::On,
             commit_deadline_ms: 30_000,
             primary_timeout_ms: 1_000,
+            linearizable_reads: LinearizableReads::Quorum,
+            primary_lease_ms: 1_000,
+            lease_drift_margin_percent: 10,
             max_lag_on_failover_bytes: 1 << 20,
             wal_sender_timeout_ms: 10_000,
             wal_receiver_timeout_ms: 10_000,
@@ -82,6 +91,36 @@ impl Default for Settings {
             checkpoint_timeout_ms: 300_000,
             history_retention_ms: 300_000,
             request_id_retention_ms: 3_600_000,
+        }
+    }
+}
+
+/// What a linearizable read of the primary rests on (design, "Beats, confirmation, reads").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinearizableReads {
+    /// A majority's word, asked for after the read came. No clock is involved.
+    Quorum,
+    /// A majority's grants that still run, by clocks that must not drift apart by more than the margin. See [`crate::lease`].
+    Lease,
+}
+
+impl LinearizableReads {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Quorum => "quorum",
+            Self::Lease => "lease",
+        }
+    }
+}
+
+impl Settings {
+    /// For how long voters are to grant the primary a lease, in milliseconds; zero when it reads by quorum.
+    pub fn wanted_lease_ms(&self) -> u64 {
+        match self.linearizable_reads {
+            LinearizableReads::Quorum => 0,
+            LinearizableReads::Lease => self.primary_lease_ms,
         }
     }
 }
@@ -319,6 +358,13 @@ pub fn check(settings: &Settings) -> Vec<SettingError> {
         ("commit_deadline", settings.commit_deadline_ms),
         ("request_id_retention", settings.request_id_retention_ms),
         "request ids must be kept at least as long as a commit may take, or nobody could ask what became of it",
+    );
+    // Without leases their length says nothing, and a short primary_timeout is nobody's mistake.
+    ordered(
+        ("primary_lease", settings.wanted_lease_ms()),
+        ("primary_timeout", settings.primary_timeout_ms),
+        "with linearizable_reads = lease a failover waits for leases to run out, and must not wait longer for them than \
+         for the primary",
     );
     errors
 }

@@ -15,6 +15,8 @@ mod rng;
 #[path = "protocol/world.rs"]
 mod world;
 
+use std::collections::BTreeMap;
+
 use invariants::Verdict;
 use node::{Ack, Byte};
 use understudy_core::command::Command;
@@ -41,6 +43,9 @@ impl World {
         }
         if self.config.operator && self.rng.one_in(30) {
             self.configure(id);
+        }
+        if self.config.lease {
+            self.read_by_lease(id)?;
         }
         match choice {
             0..8 => self.write(id),
@@ -147,8 +152,15 @@ impl World {
     fn configure(&mut self, id: NodeId) {
         let mode = *self.rng.pick(&["preferred", "required"]).expect("modes");
         let rule = *self.rng.pick(&["ANY 1 (*)", "ANY 2 (*)"]).expect("rules");
-        let changes = [("sync_mode", mode), ("synchronous_standby_names", rule)];
-        let changes = changes.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+        let mut changes: BTreeMap<String, String> = [("sync_mode", mode), ("synchronous_standby_names", rule)]
+            .map(|(name, text)| (name.to_owned(), text.to_owned()))
+            .into();
+        if self.config.lease {
+            let reads = *self.rng.pick(&["lease", "lease", "quorum"]).expect("ways");
+            let lease = *self.rng.pick(&["1s", "600ms", "100ms"]).expect("lengths");
+            changes.insert("linearizable_reads".to_owned(), reads.to_owned());
+            changes.insert("primary_lease".to_owned(), lease.to_owned());
+        }
         let generation = self.nodes[&id].state.generation;
         self.send(Message::Command { from: id, command: Command::Configure { generation, changes } });
     }
@@ -224,6 +236,7 @@ struct Tally {
     damages: u64,
     reads: usize,
     settings: usize,
+    leased_reads: usize,
 }
 
 fn run(config: Config) -> Result<Tally, String> {
@@ -245,19 +258,18 @@ fn run(config: Config) -> Result<Tally, String> {
         damages: world.nodes.values().map(|node| node.damage_epoch).sum(),
         reads: world.reads_answered,
         settings,
+        leased_reads: world.leased_reads,
     })
 }
 
 fn run_seeds(seeds: std::ops::Range<u64>, mode: SyncMode, damage: bool) -> Tally {
-    run_all(seeds.map(|seed| Config { seed, mode, damage, cheat: Cheat::Nothing, operator: false }))
+    run_all(seeds.map(|seed| Config { seed, mode, damage, cheat: Cheat::Nothing, operator: false, lease: false }))
 }
 
 fn run_all(configs: impl Iterator<Item = Config>) -> Tally {
     let mut sum = Tally::default();
     for config in configs {
-        let Config { seed, mode, damage, operator, .. } = config;
-        let tally = run(config)
-            .unwrap_or_else(|wrong| panic!("seed {seed}, mode {mode}, damage {damage}, operator {operator}: {wrong}"));
+        let tally = run(config).unwrap_or_else(|wrong| panic!("{config:?}: {wrong}"));
         sum.promotions += tally.promotions;
         sum.opened += tally.opened;
         sum.acknowledged += tally.acknowledged;
@@ -265,6 +277,7 @@ fn run_all(configs: impl Iterator<Item = Config>) -> Tally {
         sum.damages += tally.damages;
         sum.reads += tally.reads;
         sum.settings += tally.settings;
+        sum.leased_reads += tally.leased_reads;
     }
     println!("{sum:?}");
     sum
@@ -303,9 +316,25 @@ fn settings_that_change_all_the_time_lose_nothing() {
         damage: seed.is_multiple_of(3),
         cheat: Cheat::Nothing,
         operator: true,
+        lease: false,
     };
     let sum = run_all((4000..4200).map(config));
     assert!(sum.promotions > 500 && sum.settings > 2000 && sum.list_changes > 200, "{sum:?}");
+}
+
+#[test]
+fn reads_by_lease_see_everything_acknowledged() {
+    // INV-LINEAR, with clocks that differ, restarts, and lengths that change all the time.
+    let config = |seed: u64| Config {
+        seed,
+        mode: if seed.is_multiple_of(2) { SyncMode::Preferred } else { SyncMode::Required },
+        damage: seed.is_multiple_of(5),
+        cheat: Cheat::Nothing,
+        operator: seed.is_multiple_of(3),
+        lease: true,
+    };
+    let sum = run_all((5000..5300).map(config));
+    assert!(sum.promotions > 300 && sum.leased_reads > 3000 && sum.acknowledged > 2000, "{sum:?}");
 }
 
 /// Seeds that find something when a rule is taken away that they were once missing.
@@ -337,7 +366,7 @@ fn other_seeds_stay_quiet() {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let config = Config { seed: 42, mode: SyncMode::Preferred, damage: true, cheat: Cheat::Nothing, operator: true };
+    let config = Config { seed: 42, mode: SyncMode::Preferred, damage: true, cheat: Cheat::Nothing, operator: true, lease: true };
     assert_eq!(format!("{:?}", run(config)), format!("{:?}", run(config)));
 }
 
@@ -350,10 +379,14 @@ fn a_broken_rule_is_noticed() {
         (Cheat::AnyProcessOpens, "INV-ONE-PRIMARY"),
         (Cheat::SealsBeforeTheFlush, "INV-DURABLE"),
         (Cheat::ConfirmsAfterSeal, "INV-LINEAR"),
+        (Cheat::IgnoresLeases, "INV-LINEAR"),
+        (Cheat::ForgetsGrants, "INV-LINEAR"),
+        (Cheat::CountsFromTheAnswer, "INV-LINEAR"),
     ];
     for (cheat, invariant) in expected {
         let damage = cheat == Cheat::HidesDamage;
-        let config = |seed| Config { seed, mode: SyncMode::Preferred, damage, cheat, operator: false };
+        let lease = matches!(cheat, Cheat::IgnoresLeases | Cheat::ForgetsGrants | Cheat::CountsFromTheAnswer);
+        let config = |seed| Config { seed, mode: SyncMode::Preferred, damage, cheat, operator: false, lease };
         let found = (0..300).find_map(|seed| run(config(seed)).err());
         let found = found.unwrap_or_else(|| panic!("{cheat:?} was not noticed"));
         println!("{cheat:?}: {found}");

@@ -5,6 +5,10 @@
 //! every dialer sends, the answers come back as [`Answer`]s. Two things follow from a round that a majority
 //! confirmed: the reads that waited for it are let go, and the engine may acknowledge commits until
 //! `primary_timeout` after the round was *sent*.
+//!
+//! With `linearizable_reads = lease` each round also asks for a lease ([`understudy_core::lease`]), and a read asks
+//! [`Confirmer::holds_lease`] first, after it has noted its position. The lease is dropped before this node seals: in one
+//! step, not by a message to the task.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -12,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use understudy_core::confirm::Confirmation;
+use understudy_core::lease::counted_until_ms;
 use understudy_core::settings::Settings;
 use understudy_engine::Engine;
 use understudy_types::{NodeId, TimelineId};
@@ -46,6 +51,30 @@ pub struct Claim {
     pub engine: Engine,
 }
 
+/// What is asked of voters for reads by lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LeaseTerms {
+    /// Zero: no leases.
+    wanted_ms: u64,
+    margin_percent: u64,
+}
+
+/// The lease of this primary.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lease {
+    timeline: TimelineId,
+    /// By [`boot_ms`]; none for no lease.
+    until_ms: Option<u64>,
+    /// No lease on this timeline or an older one counts, whatever answers still come.
+    dropped: TimelineId,
+}
+
+impl Lease {
+    fn holds(&self, timeline: TimelineId, now_ms: u64) -> bool {
+        self.timeline == timeline && timeline > self.dropped && self.until_ms.is_some_and(|until_ms| now_ms < until_ms)
+    }
+}
+
 enum Order {
     Confirm { timeline: TimelineId, done: oneshot::Sender<Result<(), Unconfirmed>> },
     Claim(Option<Box<Claim>>),
@@ -59,6 +88,8 @@ pub struct Confirmer {
     confirmed_until: watch::Receiver<Option<Instant>>,
     /// How long a confirmation lets commits be acknowledged.
     primary_timeout: watch::Sender<Duration>,
+    terms: watch::Sender<LeaseTerms>,
+    lease: watch::Sender<Lease>,
 }
 
 impl Confirmer {
@@ -74,15 +105,28 @@ impl Confirmer {
         let (confirmed, confirmed_until) = watch::channel(None);
         let default = Duration::from_millis(Settings::default().primary_timeout_ms);
         let (primary_timeout, timeout) = watch::channel(default);
-        let primary = None;
-        let task = Task { me, outgoing, answers, queue, confirmed, fresh, primary, timeout, began_ms: boot_ms() };
+        let (terms, terms_seen) = watch::channel(LeaseTerms { wanted_ms: 0, margin_percent: 100 });
+        let lease = watch::Sender::new(Lease::default());
+        let task = Task {
+            me,
+            outgoing,
+            answers,
+            queue,
+            confirmed,
+            fresh,
+            primary: None,
+            timeout,
+            terms: terms_seen,
+            lease: lease.clone(),
+            began_ms: boot_ms(),
+        };
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = task.run() => {}
             }
         });
-        Self { orders, confirmed_until, primary_timeout }
+        Self { orders, confirmed_until, primary_timeout, terms, lease }
     }
 
     /// Waits until a majority of voters has said, after this call began, that nothing newer than `timeline` is sealed.
@@ -101,6 +145,23 @@ impl Confirmer {
     /// How long a confirmation lets commits be acknowledged, for the one that stands too: within a beat.
     pub fn set_primary_timeout(&self, timeout: Duration) {
         self.primary_timeout.send_if_modified(|present| std::mem::replace(present, timeout) != timeout);
+    }
+
+    /// For how long voters are asked to grant a lease, in milliseconds, and what is taken off it, in percent. Zero: for
+    /// none, and what was granted counts no more; both within a beat.
+    pub fn set_lease(&self, wanted_ms: u64, margin_percent: u64) {
+        let terms = LeaseTerms { wanted_ms, margin_percent };
+        self.terms.send_if_modified(|present| std::mem::replace(present, terms) != terms);
+    }
+
+    /// Whether a lease for `timeline` runs now: nobody newer has acknowledged anything yet.
+    pub fn holds_lease(&self, timeline: TimelineId) -> bool {
+        self.lease.borrow().holds(timeline, boot_ms())
+    }
+
+    /// No lease for `timeline` or an older one counts any more, from the moment that this returns.
+    pub fn drop_lease(&self, timeline: TimelineId) {
+        self.lease.send_modify(|lease| lease.dropped = lease.dropped.max(timeline));
     }
 
     /// From now on this node claims to be the primary, or no longer does.
@@ -148,6 +209,8 @@ struct Task {
     fresh: watch::Sender<Option<Confirmed>>,
     primary: Option<Primary>,
     timeout: watch::Receiver<Duration>,
+    terms: watch::Receiver<LeaseTerms>,
+    lease: watch::Sender<Lease>,
     /// Zero of the milliseconds that the pure part counts in, by [`boot_ms`].
     began_ms: u64,
 }
@@ -183,12 +246,14 @@ impl Task {
     /// Every node beats; only for a primary the round also confirms.
     fn start_round(&mut self) -> u64 {
         let now = self.now_ms();
+        let lease_ms = self.primary.as_ref().map_or(0, |_| self.terms.borrow().wanted_ms);
         let confirmation = self.primary.as_mut().map(|primary| &mut primary.confirmation);
         let mut round = 0;
         // Numbered and started in one piece: the agent numbers beats too, and a number that came twice would let an
         // answer to an old beat confirm a new read.
         self.outgoing.send_modify(|outgoing| {
             outgoing.round += 1;
+            outgoing.lease_ms = lease_ms;
             round = outgoing.round;
             if let Some(confirmation) = confirmation {
                 confirmation.start_round(round, now);
@@ -247,6 +312,7 @@ impl Task {
         self.outgoing.send_modify(|outgoing| outgoing.confirm_timeline = timeline);
         self.confirmed.send_replace(None);
         self.fresh.send_replace(None);
+        publish_lease(&self.lease, timeline, None);
         self.primary = claim.map(|claim| Primary {
             confirmation: Confirmation::new(self.me, claim.timeline, claim.voters.clone()),
             claim,
@@ -264,13 +330,23 @@ impl Task {
             && primary.claim.timeline == answer.timeline
         {
             primary.confirmation.on_reply(answer.from, answer.round, answer.confirmed);
+            let margin_percent = self.terms.borrow().margin_percent;
+            if let Some(until_ms) = counted_until_ms(answer.sent_at_ms, answer.lease_ms, margin_percent) {
+                primary.confirmation.on_grant(answer.from, until_ms);
+            }
             self.advance();
         }
     }
 
     /// Lets go what is confirmed, and starts a round for reads that none covers.
     fn advance(&mut self) {
+        let leases = self.terms.borrow().wanted_ms > 0;
         let Some(primary) = &mut self.primary else { return };
+        if !leases {
+            primary.confirmation.forget_grants();
+        }
+        let (timeline, until_ms) = (primary.claim.timeline, primary.confirmation.leased_until_ms());
+        publish_lease(&self.lease, timeline, until_ms.filter(|_| leases));
         let confirmed_round = primary.confirmation.confirmed_round();
         if primary.in_flight.is_some_and(|round| confirmed_round.is_some_and(|confirmed| confirmed >= round)) {
             primary.in_flight = None;
@@ -315,6 +391,14 @@ impl Task {
             self.advance();
         }
     }
+}
+
+fn publish_lease(lease: &watch::Sender<Lease>, timeline: TimelineId, until_ms: Option<u64>) {
+    lease.send_if_modified(|lease| {
+        let changed = (lease.timeline, lease.until_ms) != (timeline, until_ms);
+        (lease.timeline, lease.until_ms) = (timeline, until_ms);
+        changed
+    });
 }
 
 /// A reader that went away is not told.

@@ -47,6 +47,8 @@ pub fn report_to_wire(report: &NodeReport) -> v1::NodeReport {
         raft_leader: report.raft_leader.map_or(0, NodeId::get),
         generation: report.generation.get(),
         hears: report.hears.iter().map(|node| node.get()).collect(),
+        lost_node_ids: report.lost.iter().map(|node| node.get()).collect(),
+        lease_left_ms: report.lease_left_ms,
         seeding_from_lsn: report.seeding_from.map_or(0, Lsn::get),
         seed: report.seed.map(|seed| v1::SeedProgress {
             source_node_id: seed.source.map_or(0, NodeId::get),
@@ -111,6 +113,8 @@ pub fn report_from_wire(beat: &v1::Beat, report: &v1::NodeReport) -> Result<Node
         }),
         generation: Generation::new(report.generation),
         hears: report.hears.iter().map(|node| NodeId::new(*node)).collect(),
+        lost: report.lost_node_ids.iter().map(|node| NodeId::new(*node)).collect(),
+        lease_left_ms: report.lease_left_ms,
     })
 }
 

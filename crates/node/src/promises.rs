@@ -1,7 +1,8 @@
-//! What a node has promised for good: the seal, and that its WAL is damaged.
+//! What a node has promised for good: the seal, that its WAL is damaged, and how long a lease it may grant.
 //!
-//! Both are on disk before anybody is told (INV-FENCED, INV-DURABLE): a seal that was reported binds the node
-//! after any crash, and a node that was marked damaged stays so until Raft has recorded that it is off the sync list.
+//! All are on disk before anybody is told (INV-FENCED, INV-DURABLE, INV-LINEAR): a seal that was reported binds the node
+//! after any crash, a node that was marked damaged stays so until Raft has recorded that it is off the sync list, and a new
+//! process holds itself bound by what the one before may have granted.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +25,9 @@ pub struct Promises {
     /// The node has a log: one that is not there is lost, not new.
     #[serde(default)]
     pub has_log: bool,
+    /// The longest lease that it may grant, in milliseconds; zero: none.
+    #[serde(default)]
+    pub lease_ms: u64,
 }
 
 /// The `promises` file.
@@ -85,6 +89,14 @@ impl PromiseFile {
         self.replace(Promises { damaged: true, damage_epoch, ..self.promises })
     }
 
+    /// Leases of at most `lease_ms` may be granted from now on.
+    ///
+    /// # Errors
+    /// When it cannot be made durable.
+    pub fn allow_lease(&mut self, lease_ms: u64) -> Result<(), DataDirError> {
+        self.replace(Promises { lease_ms, ..self.promises })
+    }
+
     /// The log was made.
     ///
     /// # Errors
@@ -121,7 +133,9 @@ mod tests {
         file.seal(TimelineId::new(2)).expect("written");
         file.mark_damaged().expect("written");
         file.mark_damaged().expect("written");
-        let expected = Promises { sealed: TimelineId::new(3), damaged: true, damage_epoch: 2, has_log: false };
+        file.allow_lease(900).expect("written");
+        let expected =
+            Promises { sealed: TimelineId::new(3), damaged: true, damage_epoch: 2, has_log: false, lease_ms: 900 };
         assert_eq!(open().get(), expected);
         let mut file = open();
         file.clear_damage(1).expect("written");

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use understudy_control::{Control, ControlConfig};
+use understudy_core::lease::Grants;
 use understudy_core::state::ClusterState;
 use understudy_engine::{Engine, EngineConfig, OpenError, SystemClock};
 use understudy_replication::seed::{Seeder, SeederSettings, swap};
@@ -30,6 +31,7 @@ use crate::bootstrap;
 use crate::config::{ServerConfig, strange_variables};
 use crate::confirmer::Confirmer;
 use crate::damage;
+use crate::freshness::boot_ms;
 use crate::http::HttpPort;
 use crate::identity::{DataDir, random_u64};
 use crate::mesh::{BEAT_INTERVAL, EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
@@ -190,15 +192,15 @@ impl Server {
         control.stand_aside(data_dir.identity().system_id != SystemId::default());
         let stop_serving = CancellationToken::new();
         let (outgoing, outgoing_rx) = watch::channel(Outgoing::default());
-        let (standing, standing_rx) =
-            watch::channel(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
+        let standing =
+            watch::Sender::new(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let (answers_tx, answers) = mpsc::channel(ANSWERS_MAX);
         let (fresh, confirmed) = watch::channel(None);
         let mesh = MeshHandles {
             me,
             outgoing: outgoing_rx,
-            standing: standing_rx,
+            standing: standing.clone(),
             events: events_tx,
             answers: answers_tx,
             confirmed,
@@ -297,7 +299,10 @@ impl Server {
             failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
             cluster = self.belong() => cluster?,
         };
-        let mut carried = Carried::new(PromiseFile::open(Arc::clone(&self.files), self.data_dir.path())?);
+        let promises = PromiseFile::open(Arc::clone(&self.files), self.data_dir.path())?;
+        let lease_ms = promises.get().lease_ms;
+        self.standing.send_modify(|standing| standing.grants = Grants::at_start(lease_ms, boot_ms()));
+        let mut carried = Carried::new(promises);
         loop {
             let Opened { engine, held } = tokio::select! {
                 () = stop.cancelled() => return Ok(()),

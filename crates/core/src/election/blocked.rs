@@ -35,6 +35,11 @@ pub enum Unmet {
         /// Those that did not.
         missing: Vec<String>,
     },
+    /// (b): until they have run out, the old primary may answer reads by leases. That ends by itself.
+    Leases {
+        /// The voters whose leases may still run.
+        bound: Vec<String>,
+    },
     /// (c): those who sealed may all lack something that was acknowledged.
     SyncList {
         /// How many of the list count.
@@ -92,6 +97,10 @@ impl fmt::Display for Unmet {
                 let more = needed.saturating_sub(*sealed);
                 write!(f, "{sealed} of {voters} voters sealed, {needed} are needed: ")?;
                 write!(f, "bring back {more} of {}", missing.join(", "))
+            }
+            Self::Leases { bound } => {
+                write!(f, "leases that {} granted to the old primary may still run: ", bound.join(", "))?;
+                f.write_str("they run out by themselves within primary_lease")
             }
             Self::SyncList { counted, members, needed, missing, old_primary } => {
                 let more = needed.saturating_sub(*counted);

@@ -81,6 +81,8 @@ pub fn report(number: u64, timeline: u32, lsn: u64) -> NodeReport {
         stream_state: StreamState::Streaming,
         generation: Generation::new(1),
         hears: (1..=9).filter(|other| *other != number).map(id).collect(),
+        lost: BTreeSet::new(),
+        lease_left_ms: 0,
     }
 }
 

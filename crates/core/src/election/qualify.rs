@@ -36,7 +36,8 @@ pub enum Basis {
 
 /// Whether `reports` allow a promotion (design, "Failover", 4).
 ///
-/// (a) A majority of voters sealed. (b) is about lease reads, which there are none of. (c) Of the sync list,
+/// (a) A majority of voters sealed. (b) Of those whose grants have run out there is a majority too, or the old primary itself
+/// sealed: whoever may still read by a lease counts on a majority ([`crate::lease`]). (c) Of the sync list,
 /// `max(1, |members| - acks + 1)` are counted, or the old primary is; with an empty list or zero acks only the old
 /// primary will do; in mode `async` the old primary, or somebody whose position is within
 /// `max_lag_on_failover_bytes` of the best known end of the old primary's WAL; in a cluster without history anybody.
@@ -56,7 +57,11 @@ pub fn may_promote(
     let ballot = Ballot { state, reports, positions: &positions };
     let mut unmet = Vec::new();
     let mut missing_nodes = BTreeSet::new();
-    let fenced = ballot.majority_sealed(&mut missing_nodes).map_err(|voters| unmet.push(voters)).is_ok();
+    let fenced = ballot
+        .majority_sealed(&mut missing_nodes)
+        .and_then(|()| ballot.leases_run_out())
+        .map_err(|voters| unmet.push(voters))
+        .is_ok();
     let basis = ballot.basis(primary_end, &mut missing_nodes);
     match basis {
         Ok((basis, switch_lsn)) if fenced => {
@@ -145,6 +150,23 @@ impl Ballot<'_> {
         let names = missing.iter().map(|node| self.state.name_of(*node)).collect();
         missing_nodes.extend(missing);
         Err(Unmet::Voters { sealed, voters, needed, missing: names })
+    }
+
+    /// (b). The old primary drops its lease before it seals, and a new process of it never had one.
+    fn leases_run_out(&self) -> Result<(), Unmet> {
+        let sealed = |node: &NodeId| self.reports.get(node).filter(|report| is_sealed(self.state, report));
+        if self.state.primary().is_some_and(|primary| sealed(&primary.node).is_some()) {
+            return Ok(());
+        }
+        let voters = self.state.voters();
+        let (free, bound): (Vec<NodeId>, Vec<NodeId>) = voters
+            .iter()
+            .filter(|node| sealed(node).is_some())
+            .partition(|node| sealed(node).is_some_and(|report| report.lease_left_ms == 0));
+        if free.len() >= majority(voters.len()) {
+            return Ok(());
+        }
+        Err(Unmet::Leases { bound: bound.into_iter().map(|node| self.state.name_of(node)).collect() })
     }
 
     /// (c), and S.

@@ -73,6 +73,8 @@ pub enum NotWinner {
 pub enum Criterion {
     /// Those that did not fail to open last time.
     FailedToOpen,
+    /// Those that a majority of voters can connect to: the next election would follow at once.
+    Unreachable,
     /// Those that have everything, or did not fail to fetch what they lack: the winner is the one that can be had.
     CouldNotFetch,
     /// The larger one.
@@ -86,7 +88,7 @@ pub enum Criterion {
 }
 
 /// The smallest is the best.
-type Key = (bool, bool, Reverse<u32>, bool, Reverse<Lsn>, NodeId);
+type Key = (bool, bool, bool, Reverse<u32>, bool, Reverse<Lsn>, NodeId);
 
 /// Ranks everybody by `reports`, which qualified.
 ///
@@ -110,7 +112,9 @@ pub fn rank(
                 let failed = failed && !state.history.is_empty();
                 let stuck =
                     source.is_some() && report.is_some_and(|report| report.could_not_fetch == Some(state.fence()));
-                let key = (failed, stuck, Reverse(member.failover_priority), *node == leader, Reverse(position), *node);
+                let lost = is_lost(state, reports, *node);
+                let priority = Reverse(member.failover_priority);
+                let key = (failed, lost, stuck, priority, *node == leader, Reverse(position), *node);
                 candidates.insert(key, (incarnation, source));
             }
             Err(why) => rejected.push((*node, why)),
@@ -122,9 +126,16 @@ pub fn rank(
         let unmet = vec![Unmet::Candidate { rejected }];
         return Err(Blocked { timeline: state.fence(), unmet, missing_nodes, safe_override: false });
     };
-    rejected.extend(candidates.keys().map(|key| (key.5, NotWinner::Outranked { by: criterion(&best, key) })));
+    rejected.extend(candidates.keys().map(|key| (key.6, NotWinner::Outranked { by: criterion(&best, key) })));
     rejected.sort_by_key(|(node, _)| *node);
-    Ok(Ranking { winner: best.5, incarnation, source, rejected })
+    Ok(Ranking { winner: best.6, incarnation, source, rejected })
+}
+
+/// Whether a majority of voters cannot have the connections to `node` back that they once had, though it may be heard.
+fn is_lost(state: &ClusterState, reports: &Reports<'_>, node: NodeId) -> bool {
+    let voters = state.voters();
+    let lost_by = |voter: &&NodeId| reports.get(*voter).is_some_and(|report| report.lost.contains(&node));
+    voters.iter().filter(lost_by).count() >= majority(voters.len())
 }
 
 /// Position, incarnation and source of a node that could be promoted.
@@ -175,10 +186,11 @@ fn candidate(
 fn criterion(best: &Key, other: &Key) -> Criterion {
     match () {
         () if best.0 != other.0 => Criterion::FailedToOpen,
-        () if best.1 != other.1 => Criterion::CouldNotFetch,
-        () if best.2 != other.2 => Criterion::Priority,
-        () if best.3 != other.3 => Criterion::RaftLeader,
-        () if best.4 != other.4 => Criterion::Position,
+        () if best.1 != other.1 => Criterion::Unreachable,
+        () if best.2 != other.2 => Criterion::CouldNotFetch,
+        () if best.3 != other.3 => Criterion::Priority,
+        () if best.4 != other.4 => Criterion::RaftLeader,
+        () if best.5 != other.5 => Criterion::Position,
         () => Criterion::NodeId,
     }
 }
@@ -217,6 +229,7 @@ impl fmt::Display for Criterion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::FailedToOpen => "it failed to open the timeline that it was promoted to last",
+            Self::Unreachable => "a majority of voters gets no connection to it",
             Self::CouldNotFetch => "it could not fetch the WAL that it lacks",
             Self::Priority => "the winner has a larger failover_priority",
             Self::RaftLeader => "it is the Raft leader",

@@ -64,6 +64,54 @@ fn a_learner_has_data_but_no_voice() {
     assert_eq!(scenario.sealed(3, 300).leader(2).decide(), "n4 opens 2 at 500, safe 500, sync 0 of");
 }
 
+// (b) Their grants have run out.
+
+#[test]
+fn a_lease_that_may_still_run_holds_a_promotion_up() {
+    // INV-LINEAR: n1 and n2 may be the majority that lets n1 answer reads.
+    let bound = three().sealed(2, 500).sealed(3, 500).report(2, |report| report.lease_left_ms = 640);
+    assert_eq!(
+        bound.decide(),
+        "nobody can be promoted to timeline 2 yet: leases that n2 granted to the old primary may still run: they run out \
+         by themselves within primary_lease"
+    );
+    let blocked = may_promote(&bound.state, &bound.reports(), None).unwrap_err();
+    assert!(!blocked.safe_override, "a clock cannot be overridden");
+    let run_out = bound.report(2, |report| report.lease_left_ms = 0);
+    assert_eq!(run_out.decide(), "n2 opens 2 at 500, safe 500, sync 1 of n3");
+}
+
+#[test]
+fn a_majority_without_leases_is_enough_and_one_of_unsealed_voters_is_not() {
+    let five = Scenario::new(5).sealed(2, 500).sealed(3, 500).sealed(4, 500).sealed(5, 500);
+    let one = five.clone().report(2, |report| report.lease_left_ms = 640);
+    assert_eq!(one.decide(), "n4 opens 2 at 500, safe 500, sync 1 of n2 n3 n5");
+    let two = one.report(3, |report| report.lease_left_ms = 1);
+    assert!(two.decide().contains("leases that n2, n3 granted"), "{}", two.decide());
+    let unsealed = five.report(3, |report| report.lease_left_ms = 1).report(4, |report| report.seal = None);
+    assert!(unsealed.decide().contains("leases that n3 granted"), "{}", unsealed.decide());
+}
+
+#[test]
+fn the_old_primarys_own_seal_ends_its_lease() {
+    let bound = three().list(&[2], 1).sealed(1, 500).sealed(2, 500).report(2, |report| report.lease_left_ms = 640);
+    assert_eq!(bound.decide(), "n1 opens 2 at 500, safe 500, sync 1 of n2");
+    let incomplete = bound.report(1, |report| report.seal = None).sealed(3, 500);
+    assert!(incomplete.decide().contains("leases that n2 granted"), "{}", incomplete.decide());
+}
+
+#[test]
+fn a_node_that_most_cannot_connect_to_gives_way() {
+    // It is heard, but nobody could stream from it: the next election would follow at once, and it would win again.
+    let two = three().list(&[2, 3], 2).sealed(2, 900).sealed(3, 500).leader(1);
+    assert!(two.decide().starts_with("n2 opens 2 at 900"), "{}", two.decide());
+    let one_lost_it = two.clone().report(3, |report| report.lost = [id(2)].into());
+    assert!(one_lost_it.decide().starts_with("n2 opens"), "one of three is no majority");
+    let lost = one_lost_it.sealed(1, 400).report(1, |report| report.lost = [id(2)].into());
+    assert_eq!(lost.decide(), "n3 fetches from n2 up to 900");
+    assert_eq!(lost.rejected(2), Some(NotWinner::Outranked { by: Criterion::Unreachable }));
+}
+
 // (c) Of the sync list max(1, |members| - acks + 1), or the old primary.
 
 #[test]

@@ -79,7 +79,7 @@ impl fmt::Display for Suspicion {
             Self::Refused { primary, voters, of } => {
                 write!(
                     f,
-                    "primary {primary} is gone: {voters} of {of} voters lost their connections to it and are refused"
+                    "primary {primary} is gone: {voters} of {of} voters lost their connections to it and get no new ones"
                 )
             }
             Self::Restarted { primary } => write!(f, "primary {primary} has restarted"),

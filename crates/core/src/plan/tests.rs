@@ -119,7 +119,7 @@ fn a_voter_that_was_not_heard_for_primary_timeout_says_nothing() {
 #[test]
 fn a_primary_whose_connections_a_majority_lost_is_gone_at_once() {
     let refused = |number| move |world: World| world.report(number, |report| report.primary_refused = true);
-    let text = "primary n1 is gone: 2 of 3 voters lost their connections to it and are refused";
+    let text = "primary n1 is gone: 2 of 3 voters lost their connections to it and get no new ones";
     assert_eq!(refused(3)(refused(2)(world().without(1))).suspicion().as_deref(), Some(text));
     assert_eq!(refused(2)(world().without(1)).suspicion(), None);
     assert_eq!(world().without(1).suspicion(), None, "the leader's own trouble is not a majority's");

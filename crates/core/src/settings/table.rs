@@ -1,6 +1,6 @@
 //! Every setting of the cluster.
 
-use super::{Kind, Number, Setting, Settings, Takes};
+use super::{Kind, LinearizableReads, Number, Setting, Settings, Takes};
 
 const SECOND_MS: u64 = 1_000;
 const HOUR_MS: u64 = 3_600 * SECOND_MS;
@@ -33,7 +33,7 @@ const fn row(name: &'static str, kind: Kind, takes: Takes, doc: &'static str) ->
 }
 
 /// The table, in the order in which it is shown.
-pub const SETTINGS: [Setting; 15] = [
+pub const SETTINGS: [Setting; 18] = [
     row(
         "synchronous_standby_names",
         Kind::StandbyNames,
@@ -72,6 +72,33 @@ pub const SETTINGS: [Setting; 15] = [
         Kind::Time(number!(primary_timeout_ms, FIVE_BEATS_MS, HOUR_MS)),
         Takes::AtOnce,
         "How long the primary may be unheard before it counts as gone, and unconfirmed before it stops acknowledging",
+    ),
+    row(
+        "linearizable_reads",
+        Kind::Choice {
+            words: &["quorum", "lease"],
+            get: |settings| settings.linearizable_reads.as_str(),
+            set: |settings, word| {
+                let all = [LinearizableReads::Quorum, LinearizableReads::Lease];
+                let found = all.into_iter().find(|choice| choice.as_str() == word);
+                found.map(|found| settings.linearizable_reads = found).is_some()
+            },
+        },
+        Takes::AtOnce,
+        "How the primary knows, for a linearizable read, that nobody else was promoted: quorum asks a majority; lease \
+         answers at once while a majority's grants run, and trusts the rate of clocks",
+    ),
+    row(
+        "primary_lease",
+        Kind::Time(number!(primary_lease_ms, 100, HOUR_MS)),
+        Takes::AtOnce,
+        "With linearizable_reads = lease: for how long a voter grants; at most primary_timeout, and a failover may wait so long",
+    ),
+    row(
+        "lease_drift_margin_percent",
+        Kind::Count(number!(lease_drift_margin_percent, 1, 50)),
+        Takes::AtOnce,
+        "With linearizable_reads = lease: by so much two nodes' clocks may differ in rate; the primary counts its lease that much shorter",
     ),
     row(
         "max_lag_on_failover",

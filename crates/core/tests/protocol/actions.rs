@@ -15,6 +15,8 @@ use crate::world::{Cheat, Message, World};
 
 impl World {
     pub fn reconcile(&mut self, id: NodeId) -> Verdict {
+        let now_ms = self.now_ms;
+        self.node(id).promise_lease(now_ms);
         let node = &self.nodes[&id];
         let mut as_it_is = node.as_it_is();
         if self.config.cheat == Cheat::AnyProcessOpens {

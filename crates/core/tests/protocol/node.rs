@@ -1,8 +1,9 @@
 //! One node of the simulation: what its disk holds, what its process knows, and what it does when `reconcile` says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::confirm::Confirmation;
+use understudy_core::lease::Grants;
 use understudy_core::observation::{FetchOrder, NodeReport, NodeRole, Observations, Observed, Seal, StreamState};
 use understudy_core::reconcile::{Following, NodeState};
 use understudy_core::state::{ClusterState, SyncList};
@@ -76,7 +77,11 @@ pub struct Node {
     pub sealed: TimelineId,
     pub damaged: bool,
     pub damage_epoch: u64,
+    pub promised_lease_ms: u64,
+    /// Of its boot-time clock, for leases: how fast it runs, in thousandths of the world's.
+    pub clock_permille: u64,
     // In the process.
+    pub grants: Grants,
     /// How much of the Raft log it has applied.
     pub raft_applied: usize,
     pub state: ClusterState,
@@ -110,6 +115,9 @@ impl Node {
             sealed: TimelineId::NONE,
             damaged: false,
             damage_epoch: 0,
+            promised_lease_ms: 0,
+            clock_permille: 1_000,
+            grants: Grants::default(),
             raft_applied: 0,
             state: ClusterState::default(),
             seal_complete: false,
@@ -140,6 +148,8 @@ impl Node {
             sealed: self.sealed,
             damaged: self.damaged,
             damage_epoch: self.damage_epoch,
+            promised_lease_ms: self.promised_lease_ms,
+            clock_permille: self.clock_permille,
             raft_applied: self.raft_applied,
             ..disk
         };
@@ -212,6 +222,21 @@ impl Node {
             seed: None,
             generation: self.state.generation,
             hears: self.heard.iter().filter_map(hears).collect(),
+            lost: BTreeSet::new(),
+            lease_left_ms: self.grants.left_ms(self.clock_ms(now_ms)),
+        }
+    }
+
+    /// What its boot-time clock shows: it began at another moment than the others', and runs at another rate.
+    pub fn clock_ms(&self, now_ms: u64) -> u64 {
+        self.id.get() * 1_000_000 + now_ms * self.clock_permille / 1_000
+    }
+
+    /// Writes down how long a lease it may grant, if that has changed.
+    pub fn promise_lease(&mut self, now_ms: u64) {
+        if let Some(lease_ms) = self.grants.to_promise(self.clock_ms(now_ms)) {
+            self.promised_lease_ms = lease_ms;
+            self.grants.promised(lease_ms);
         }
     }
 
@@ -235,7 +260,11 @@ impl Node {
         }
         self.raft_applied = raft_applied;
         self.state = state.clone();
+        self.grants.want(state.settings.wanted_lease_ms());
         let Some(primary) = &mut self.primary else { return };
+        if state.settings.wanted_lease_ms() == 0 {
+            primary.confirmation.forget_grants();
+        }
         // What became of the proposal is known once the generation has passed the one that it was planned against.
         let decided = |planned: &Option<Generation>| planned.is_some_and(|planned| planned < state.generation);
         if primary.timeline == state.timeline() && primary.wanted.as_ref().is_none_or(|(_, planned)| decided(planned)) {

@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::command::{Command, Outcome, apply};
 use understudy_core::confirm::confirms;
+use understudy_core::lease::{Grants, counted_until_ms};
 use understudy_core::observation::{FetchOrder, NodeReport, Observed};
 use understudy_core::plan::plan;
+use understudy_core::settings::LinearizableReads;
 use understudy_core::state::{ClusterState, Member, Settings};
 use understudy_types::{Incarnation, NodeId, SegmentSize, SyncMode, SystemId, TimelineId};
 
@@ -33,6 +35,12 @@ pub enum Cheat {
     SealsBeforeTheFlush,
     /// A voter confirms an older primary after it sealed.
     ConfirmsAfterSeal,
+    /// The leader does not wait for leases.
+    IgnoresLeases,
+    /// A voter that restarts does not know that it may have granted.
+    ForgetsGrants,
+    /// The primary counts a lease from when the answer came.
+    CountsFromTheAnswer,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +51,18 @@ pub struct Config {
     pub cheat: Cheat,
     /// Whether somebody changes the settings all the time; outside mode `async`, and never to it.
     pub operator: bool,
+    /// Whether the primary reads by leases.
+    pub lease: bool,
+}
+
+/// What a primary asks with a beat.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    pub round: u64,
+    pub timeline: TimelineId,
+    pub lease_ms: u64,
+    /// By the primary's clock.
+    pub sent_at_ms: u64,
 }
 
 pub enum Message {
@@ -51,15 +71,15 @@ pub enum Message {
         to: NodeId,
         report: Box<NodeReport>,
         order: Option<FetchOrder>,
-        round: Option<(u64, TimelineId)>,
+        asked: Option<Asked>,
     },
     Confirm {
         from: NodeId,
         to: NodeId,
         to_incarnation: Incarnation,
-        timeline: TimelineId,
-        round: u64,
+        asked: Asked,
         confirmed: bool,
+        granted_ms: u64,
     },
     Ack {
         from: NodeId,
@@ -92,6 +112,7 @@ pub struct World {
     /// Who is cut off from everybody else.
     pub isolated: BTreeSet<NodeId>,
     pub reads_answered: usize,
+    pub leased_reads: usize,
 }
 
 fn member(id: NodeId, rng: &mut Rng, index: usize, of: usize) -> Member {
@@ -120,6 +141,7 @@ impl World {
             synchronous_standby_names: if count == 5 && rng.one_in(2) { "ANY 2 (*)" } else { "ANY 1 (*)" }.to_owned(),
             sync_mode: config.mode,
             primary_timeout_ms: TIMEOUT_MS,
+            linearizable_reads: if config.lease { LinearizableReads::Lease } else { LinearizableReads::Quorum },
             ..Settings::default()
         };
         let mut state = ClusterState::default();
@@ -139,7 +161,13 @@ impl World {
             faults: true,
             isolated: BTreeSet::new(),
             reads_answered: 0,
+            leased_reads: 0,
         };
+        for id in ids.iter().filter(|_| config.lease) {
+            // Two clocks differ by less than the margin of a tenth.
+            let clock_permille = world.rng.between(951, 1_049) as u64;
+            world.node(*id).clock_permille = clock_permille;
+        }
         ids.into_iter().for_each(|id| world.start(id));
         world
     }
@@ -186,6 +214,8 @@ impl World {
         node.flushed = keeps;
         node.safe = node.applied;
         node.primary_heard_at_ms = now_ms;
+        let known_ms = if cheat == Cheat::ForgetsGrants { 0 } else { node.promised_lease_ms };
+        node.grants = Grants::at_start(known_ms, node.clock_ms(now_ms));
         node.learn(known, &state, now_ms);
     }
 
@@ -217,15 +247,22 @@ impl World {
 
     pub fn deliver(&mut self, index: usize) -> Verdict {
         match self.messages.swap_remove(index) {
-            Message::Beat { from, to, report, order, round } => {
-                self.receive_beat(from, to, *report, order, round);
+            Message::Beat { from, to, report, order, asked } => {
+                self.receive_beat(from, to, *report, order, asked);
                 Ok(())
             }
-            Message::Confirm { from, to, to_incarnation, timeline, round, confirmed } => {
+            Message::Confirm { from, to, to_incarnation, asked, confirmed, granted_ms } => {
+                let (now_ms, cheat) = (self.now_ms, self.config.cheat);
                 let node = self.node(to);
+                let clock_ms = node.clock_ms(now_ms);
+                let leases = node.state.settings.wanted_lease_ms() > 0;
                 let Some(primary) = &mut node.primary else { return Ok(()) };
-                if node.up && node.incarnation == to_incarnation && primary.timeline == timeline {
-                    primary.confirmation.on_reply(from, round, confirmed);
+                if node.up && node.incarnation == to_incarnation && primary.timeline == asked.timeline {
+                    primary.confirmation.on_reply(from, asked.round, confirmed);
+                    let since_ms = if cheat == Cheat::CountsFromTheAnswer { clock_ms } else { asked.sent_at_ms };
+                    if let Some(until_ms) = counted_until_ms(since_ms, granted_ms, 10).filter(|_| leases) {
+                        primary.confirmation.on_grant(from, until_ms);
+                    }
                 }
                 self.answer_reads(to)
             }
@@ -248,7 +285,7 @@ impl World {
         to: NodeId,
         report: NodeReport,
         order: Option<FetchOrder>,
-        round: Option<(u64, TimelineId)>,
+        asked: Option<Asked>,
     ) {
         let now_ms = self.now_ms;
         let cheats = self.config.cheat == Cheat::ConfirmsAfterSeal;
@@ -263,9 +300,11 @@ impl World {
         node.fetch_order = order.or(node.fetch_order);
         let to_incarnation = report.incarnation;
         node.heard.insert(from, Observed { heard_at_ms: now_ms, connected: true, refused: false, report });
-        if let Some((round, timeline)) = round {
-            let confirmed = cheats || confirms(node.sealed, timeline);
-            self.send(Message::Confirm { from: to, to: from, to_incarnation, timeline, round, confirmed });
+        if let Some(asked) = asked {
+            let confirmed = cheats || confirms(node.sealed, asked.timeline);
+            let clock_ms = node.clock_ms(now_ms);
+            let granted_ms = if confirmed { node.grants.grant(asked.lease_ms, clock_ms) } else { 0 };
+            self.send(Message::Confirm { from: to, to: from, to_incarnation, asked, confirmed, granted_ms });
         }
     }
 
@@ -274,7 +313,8 @@ impl World {
         let acknowledged = self.acknowledged.len();
         let reads = self.rng.one_in(2);
         let node = self.node(from);
-        let mut round = None;
+        let (lease_ms, sent_at_ms) = (node.state.settings.wanted_lease_ms(), node.clock_ms(now_ms));
+        let mut asked = None;
         if let Some(primary) = &mut node.primary {
             if reads && primary.reads.len() < 4 {
                 let (round, visible) = (primary.round + 1, primary.published);
@@ -282,11 +322,14 @@ impl World {
             }
             primary.round += 1;
             primary.confirmation.start_round(primary.round, now_ms);
-            round = Some((primary.round, primary.timeline));
+            asked = Some(Asked { round: primary.round, timeline: primary.timeline, lease_ms, sent_at_ms });
         }
-        let report = node.report(now_ms);
+        let mut report = node.report(now_ms);
+        if self.config.cheat == Cheat::IgnoresLeases {
+            report.lease_left_ms = 0;
+        }
         for to in self.ids().into_iter().filter(|to| *to != from) {
-            self.send(Message::Beat { from, to, report: Box::new(report.clone()), order, round });
+            self.send(Message::Beat { from, to, report: Box::new(report.clone()), order, asked });
         }
         self.answer_reads(from)
     }
@@ -299,6 +342,20 @@ impl World {
         primary.reads = waiting;
         self.reads_answered += answered.len();
         answered.into_iter().try_for_each(|read| invariants::invariant_linear(self, id, read))
+    }
+
+    /// A primary that holds a lease answers a read by itself.
+    pub fn read_by_lease(&mut self, id: NodeId) -> Verdict {
+        let acknowledged = self.acknowledged.len();
+        let node = &self.nodes[&id];
+        let Some(primary) = &node.primary else { return Ok(()) };
+        let until_ms = primary.confirmation.leased_until_ms();
+        if until_ms.is_none_or(|until_ms| node.clock_ms(self.now_ms) >= until_ms) {
+            return Ok(());
+        }
+        let read = Read { round: 0, visible: primary.published, acknowledged };
+        self.leased_reads += 1;
+        invariants::invariant_linear(self, id, read)
     }
 
     /// As the Raft leader, if only in its own eyes.

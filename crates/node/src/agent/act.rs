@@ -18,6 +18,7 @@ use super::lead::RETRY_INTERVAL;
 use super::seeding::Attempted;
 use super::{Agent, AgentError, Busy, Follower, Primary};
 use crate::confirmer::Claim;
+use crate::freshness::boot_ms;
 use crate::promises::PromiseFile;
 use crate::sync_list::SyncListTask;
 
@@ -34,6 +35,15 @@ pub enum Done {
     DamageCleared {
         /// Comes back.
         file: Box<PromiseFile>,
+        /// Whether it is.
+        outcome: Result<(), AgentError>,
+    },
+    /// It is on disk how long a lease this node may grant, or not.
+    LeasePromised {
+        /// Comes back.
+        file: Box<PromiseFile>,
+        /// The length, in milliseconds; zero for none.
+        lease_ms: u64,
         /// Whether it is.
         outcome: Result<(), AgentError>,
     },
@@ -90,6 +100,29 @@ impl Agent {
         }
     }
 
+    /// Before this node grants a longer lease than ever, and once it has stopped granting such ones: a new process
+    /// holds itself bound by what is on the disk (INV-LINEAR).
+    pub(super) fn promise_lease(&mut self) {
+        if self.busy.is_some() {
+            return;
+        }
+        let Some(mut file) = self.promise_file.take() else { return };
+        let mut changed = None;
+        self.standing.send_if_modified(|standing| {
+            changed = standing.grants.to_promise(boot_ms());
+            false
+        });
+        let Some(lease_ms) = changed else {
+            self.promise_file = Some(file);
+            return;
+        };
+        self.begin(None);
+        self.beside(move || {
+            let outcome = file.allow_lease(lease_ms).map_err(AgentError::from);
+            Done::LeasePromised { file: Box::new(file), lease_ms, outcome }
+        });
+    }
+
     fn clear_damage(&mut self, damage_epoch: u64) {
         let Some(mut file) = self.promise_file.take() else { return };
         self.begin(None);
@@ -131,6 +164,7 @@ impl Agent {
         if let Some(primary) = self.primary.take() {
             tracing::info!(timeline = %primary.timeline, why, "this node is not the primary any more");
             self.engine.set_confirmed_until(None);
+            self.confirmer.drop_lease(primary.timeline);
             primary.sync.stop();
             self.confirmer.claim(None).await;
             self.control.stand_aside(false);
@@ -310,6 +344,14 @@ impl Agent {
                 self.promise_file = Some(*file);
                 outcome?;
                 tracing::info!(damage_epoch = self.promises.damage_epoch, "this node counts again");
+            }
+            Done::LeasePromised { file, lease_ms, outcome } => {
+                self.busy = None;
+                self.promises = file.get();
+                self.promise_file = Some(*file);
+                outcome?;
+                self.standing.send_modify(|standing| standing.grants.promised(lease_ms));
+                tracing::info!(lease_ms, "leases of this length may be granted to the primary");
             }
             Done::DamageMarked { file, outcome, why } => {
                 self.busy = None;

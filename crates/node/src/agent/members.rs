@@ -6,13 +6,17 @@ use understudy_core::observation::Observations;
 use super::Agent;
 use super::act::Done;
 use super::lead::RETRY_INTERVAL;
+use crate::freshness::boot_ms;
 
 impl Agent {
     /// The voters of the applied state are others. Ends only when the confirmer goes by them too: from then on the reports
     /// say so, and the Raft leader lets the next change come (INV-LINEAR).
-    pub(super) async fn learn_voters(&self) {
+    pub(super) async fn learn_voters(&self, was_voter: bool) {
         tracing::info!(voters = ?self.cluster.voters(), "the voters changed");
         self.publish_standing();
+        if !was_voter && self.cluster.voters().contains(&self.me.node_id) {
+            self.standing.send_modify(|standing| standing.grants.became_voter(boot_ms()));
+        }
         self.confirmer.set_voters(self.cluster.voters()).await;
     }
 

@@ -372,12 +372,14 @@ impl Agent {
             self.log_phase(new);
             self.outage.phase_changed(new, self.primary_heard_at());
         }
+        let was_voter = self.cluster.voters().contains(&self.me.node_id);
         let voters_moved = new.voters_generation != self.cluster.voters_generation;
         self.cluster = Arc::new(new.clone());
-        if voters_moved {
-            self.learn_voters().await;
-        }
+        // In this order: a new voter counts as having granted what the settings allow.
         self.learn_settings();
+        if voters_moved {
+            self.learn_voters(was_voter).await;
+        }
         self.upstream.learn(new.timeline_history(), new.members.keys().copied().collect());
         if let Some(primary) = &self.primary {
             primary.sync.learn_state(&self.cluster);
@@ -456,6 +458,7 @@ impl Agent {
         self.notice_removed_wal();
         self.keep_what_seeds_need();
         self.drive_seed();
+        self.promise_lease();
         let state = self.node_state();
         if self.busy.is_none() {
             for action in reconcile(&state, &self.cluster) {

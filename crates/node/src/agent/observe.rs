@@ -10,6 +10,7 @@ use understudy_types::TimelineId;
 use super::Agent;
 use super::seeding::Seeding;
 use super::table::differ_urgently;
+use crate::freshness::boot_ms;
 use crate::mesh::BEAT_INTERVAL;
 use crate::view::{NodeSeen, NodeView};
 
@@ -79,6 +80,7 @@ impl Agent {
             (None, None) => TimelineId::NONE,
         };
         let sealed = self.promises.sealed;
+        let lost = self.table.lost(self.primary_timeout(), now);
         NodeReport {
             incarnation: self.incarnation(),
             role: self.role(),
@@ -91,7 +93,7 @@ impl Agent {
             damaged: self.promises.damaged,
             damage_epoch: self.promises.damage_epoch,
             primary_heard_ms_ago: u64::try_from(self.primary_heard_ago(now).as_millis()).unwrap_or(u64::MAX),
-            primary_refused: primary_node.is_some_and(|node| self.table.is_refused(node, self.primary_timeout(), now)),
+            primary_refused: primary_node.is_some_and(|node| lost.contains(&node)),
             confirmed: self.primary.as_ref().is_none_or(|primary| primary.is_confirmed(self.primary_timeout(), now)),
             raft_leader: self.leadership.leader,
             failed_to_open: self.failed_to_open,
@@ -102,6 +104,8 @@ impl Agent {
             seed: self.seeding.as_ref().map(Seeding::progress),
             generation: self.cluster.generation,
             hears: self.table.hears(self.primary_timeout(), now),
+            lost,
+            lease_left_ms: self.standing.borrow().grants.left_ms(boot_ms()),
         }
     }
 

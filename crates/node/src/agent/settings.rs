@@ -41,6 +41,8 @@ impl Agent {
     /// Tells everybody who does not read the cluster state himself. One line for each that there is.
     fn apply_settings(&self, settings: &Settings) {
         self.confirmer.set_primary_timeout(Duration::from_millis(settings.primary_timeout_ms));
+        self.confirmer.set_lease(settings.wanted_lease_ms(), settings.lease_drift_margin_percent);
+        self.standing.send_modify(|standing| standing.grants.want(settings.wanted_lease_ms()));
         self.upstream.set_sender_settings(sender_settings(settings));
         let timing = receiver_timing(settings);
         self.receiver_timing.send_if_modified(|present| std::mem::replace(present, timing) != timing);

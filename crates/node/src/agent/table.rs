@@ -21,8 +21,8 @@ struct Peer {
     link: Option<Link>,
     /// Ours to it stood once.
     was_up: bool,
-    /// Since when nobody listens there, as far as we are told; none while that is not the answer.
-    refused_since: Option<Instant>,
+    /// Since when we cannot have the connection to it that we once had: nobody listens there, or nobody answers.
+    lost_since: Option<Instant>,
 }
 
 /// The other nodes by id.
@@ -42,12 +42,17 @@ pub enum Change {
 
 impl Peer {
     fn new() -> Self {
-        Self { heard_at: None, report: None, streams_in: 0, link: None, was_up: false, refused_since: None }
+        Self { heard_at: None, report: None, streams_in: 0, link: None, was_up: false, lost_since: None }
     }
 
     /// Lost, and nobody listens there any more.
     fn is_refused(&self) -> bool {
         self.was_up && self.streams_in == 0 && self.link == Some(Link::Refused)
+    }
+
+    fn is_lost(&self, patience: Duration, now: Instant) -> bool {
+        let lasts = |since: Instant| now.saturating_duration_since(since) >= patience;
+        self.is_refused() || self.lost_since.is_some_and(lasts)
     }
 }
 
@@ -59,12 +64,14 @@ pub fn differ_urgently(old: &NodeReport, new: &NodeReport) -> bool {
         || old.seal != new.seal
         || old.damaged != new.damaged
         || old.primary_refused != new.primary_refused
+        || old.lost != new.lost
         || old.confirmed != new.confirmed
         || old.failed_to_open != new.failed_to_open
         || old.could_not_fetch != new.could_not_fetch
         || old.stays_out != new.stays_out
         || old.seeding_from != new.seeding_from
         || old.raft_leader != new.raft_leader
+        || (old.lease_left_ms == 0) != (new.lease_left_ms == 0)
         || (new.seal.is_some_and(|seal| seal.complete) && old.wal_end != new.wal_end)
 }
 
@@ -91,8 +98,8 @@ impl Table {
             MeshEvent::Link { to, link } => {
                 let peer = self.peers.entry(*to).or_insert_with(Peer::new);
                 peer.was_up |= *link == Link::Up;
-                let refused = *link == Link::Refused;
-                peer.refused_since = refused.then(|| peer.refused_since.unwrap_or_else(Instant::now));
+                let lost = peer.was_up && *link != Link::Up;
+                peer.lost_since = lost.then(|| peer.lost_since.unwrap_or_else(Instant::now));
                 peer.link = Some(link.clone());
                 Change::Urgent
             }
@@ -104,14 +111,11 @@ impl Table {
         self.peers.get(&node)?.heard_at.map(|at| now.saturating_duration_since(at))
     }
 
-    /// We had a connection to `node`, lost it, and cannot have a new one: at once when its stream to us is gone, too.
+    /// The nodes that we had a connection to, lost it, and cannot have a new one: at once when its stream to us is gone, too.
     /// A node whose own stream still stands lives, but nobody can ask it for anything: something answers in its
-    /// place. That counts once it has lasted for `patience`.
-    pub fn is_refused(&self, node: NodeId, patience: Duration, now: Instant) -> bool {
-        let lasts = |since: Instant| now.saturating_duration_since(since) >= patience;
-        self.peers
-            .get(&node)
-            .is_some_and(|peer| peer.is_refused() || (peer.was_up && peer.refused_since.is_some_and(lasts)))
+    /// place, or swallows what is sent to it. That counts once it has lasted for `patience`, and so does silence.
+    pub fn lost(&self, patience: Duration, now: Instant) -> BTreeSet<NodeId> {
+        self.peers.iter().filter(|(_, peer)| peer.is_lost(patience, now)).map(|(id, _)| *id).collect()
     }
 
     /// Whom we heard within `timeout`.
@@ -185,7 +189,7 @@ mod tests {
 
     /// At once, as far as a test can tell.
     fn is_refused(table: &Table) -> bool {
-        table.is_refused(PEER, Duration::from_secs(3_600), Instant::now())
+        !table.lost(Duration::from_secs(3_600), Instant::now()).is_empty()
     }
 
     #[test]
@@ -205,14 +209,17 @@ mod tests {
     #[test]
     fn a_node_that_is_heard_counts_as_refused_once_that_has_lasted() {
         let patience = Duration::from_secs(1);
-        let later = |table: &Table| table.is_refused(PEER, patience, Instant::now() + patience);
+        let later = |table: &Table| !table.lost(patience, Instant::now() + patience).is_empty();
         let opened = || MeshEvent::Opened { from: PEER };
         let firewalled = table(&[link(Link::Up), opened(), link(Link::Refused)]);
-        assert!(!firewalled.is_refused(PEER, patience, Instant::now()));
+        assert!(firewalled.lost(patience, Instant::now()).is_empty());
         assert!(later(&firewalled));
         assert!(!later(&table(&[opened(), link(Link::Refused)])), "it was never connected");
         assert!(!later(&table(&[link(Link::Up), opened(), link(Link::Refused), link(Link::Up)])));
-        let timed_out = Link::Down { why: "timed out".to_owned() };
-        assert!(!later(&table(&[link(Link::Up), opened(), link(Link::Refused), link(timed_out)])));
+        let timed_out = || link(Link::Down { why: "timed out".to_owned() });
+        assert!(later(&table(&[link(Link::Up), opened(), timed_out()])), "its beats come, and nothing gets to it");
+        assert!(later(&table(&[link(Link::Up), opened(), link(Link::Refused), timed_out()])));
+        assert!(!later(&table(&[opened(), timed_out()])), "it was never connected");
+        assert!(!later(&table(&[link(Link::Up), opened(), timed_out(), link(Link::Up)])));
     }
 }

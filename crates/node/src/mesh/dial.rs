@@ -157,6 +157,7 @@ impl Sender {
             round: now.round,
             voters_version: now.voters_version,
             confirm_timeline: now.confirm_timeline.get(),
+            lease_ms: now.lease_ms,
             report: now.report.as_deref().filter(|_| with_report).map(convert::report_to_wire),
             fetch_order: now.fetch_order.as_ref().map(convert::fetch_order_to_wire),
         };
@@ -180,7 +181,14 @@ impl Sender {
         if self
             .handles
             .answers
-            .try_send(Answer { from: self.peer, round, timeline, confirmed: reply.confirmed })
+            .try_send(Answer {
+                from: self.peer,
+                round,
+                timeline,
+                confirmed: reply.confirmed,
+                sent_at_ms: at_ms,
+                lease_ms: reply.lease_ms,
+            })
             .is_err()
         {
             tracing::debug!(peer = %self.peer, round, "an answer was dropped");

@@ -4,7 +4,8 @@
 //! comes back. A beat goes out every [`BEAT_INTERVAL`], and at once when the report changed in something that
 //! others wait for, or when the primary wants to be confirmed for a read. The answer says whether the node would
 //! still confirm the sender: it is made from [`Standing`], which changes only after a seal is on disk and before
-//! the seal is reported (INV-FENCED, INV-LINEAR).
+//! the seal is reported (INV-FENCED, INV-LINEAR). A lease that is granted with an answer is written into it first, in one
+//! piece with the look at the seal.
 //!
 //! This module moves messages; it decides nothing. What comes in goes to the agent as [`MeshEvent`]s.
 
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+use understudy_core::lease::Grants;
 use understudy_core::observation::{FetchOrder, NodeReport};
 use understudy_types::{Incarnation, NodeId, SystemId, TimelineId};
 
@@ -92,6 +94,8 @@ pub struct Outgoing {
     pub round: u64,
     /// The timeline that this node opened and wants confirmed; zero when it is not the primary.
     pub confirm_timeline: TimelineId,
+    /// For how long it asks each voter to grant it a lease, in milliseconds; zero for none.
+    pub lease_ms: u64,
     /// The generation at which the voters changed last, as far as this node has applied.
     pub voters_version: u64,
     /// Grows with every new report.
@@ -111,6 +115,8 @@ pub struct Standing {
     pub sealed: TimelineId,
     /// The generation at which the voters changed last, as far as this node has applied.
     pub voters_version: u64,
+    /// Leases that it has granted.
+    pub grants: Grants,
 }
 
 /// A majority's answers, on their way to the confirmer.
@@ -124,6 +130,10 @@ pub struct Answer {
     pub timeline: TimelineId,
     /// What it says.
     pub confirmed: bool,
+    /// When the beat was made that it answers, by the boot-time clock.
+    pub sent_at_ms: u64,
+    /// The lease that it grants, in milliseconds; zero for none.
+    pub lease_ms: u64,
 }
 
 /// Who this process is.
@@ -143,7 +153,7 @@ pub struct MeshHandles {
     /// What to send.
     pub outgoing: watch::Receiver<Outgoing>,
     /// What to answer by.
-    pub standing: watch::Receiver<Standing>,
+    pub standing: watch::Sender<Standing>,
     /// To the agent.
     pub events: mpsc::Sender<MeshEvent>,
     /// To the confirmer.

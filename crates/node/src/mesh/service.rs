@@ -8,13 +8,14 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use understudy_core::confirm::confirms;
 use understudy_rpc::v1::mesh_server::Mesh;
 use understudy_rpc::v1::{Beat, BeatReply, IdentifyRequest, IdentifyResponse};
 use understudy_types::{NodeId, TimelineId};
 
 use super::{MeshEvent, MeshHandles, Standing};
 use crate::convert;
-use crate::freshness::Confirmed;
+use crate::freshness::{Confirmed, boot_ms};
 
 /// Replies that wait for a connection.
 const REPLIES_QUEUED_MAX: usize = 16;
@@ -56,11 +57,23 @@ fn check(standing: Standing, me: NodeId, beat: &Beat) -> Result<(), Status> {
     Ok(())
 }
 
-/// The answer to a beat: whether this node would still confirm its sender.
-fn answer(standing: Standing, handles: &MeshHandles, beat: &Beat) -> BeatReply {
+/// The answer to a beat: whether this node would still confirm its sender, and for how long it binds itself.
+///
+/// What it says and what it is bound by are one step: a seal comes before it, and then nothing is granted, or after it, and
+/// then what is reported with the seal has the grant (INV-LINEAR).
+fn answer(handles: &MeshHandles, beat: &Beat) -> BeatReply {
     let asked = TimelineId::new(beat.confirm_timeline);
-    let confirmed =
-        asked > TimelineId::NONE && standing.sealed <= asked && standing.voters_version == beat.voters_version;
+    let (mut confirmed, mut lease_ms) = (false, 0);
+    let mut standing = Standing::default();
+    handles.standing.send_if_modified(|present| {
+        confirmed = confirms(present.sealed, asked) && present.voters_version == beat.voters_version;
+        if confirmed {
+            lease_ms = present.grants.grant(beat.lease_ms, boot_ms());
+        }
+        standing = *present;
+        // Nobody waits for grants.
+        false
+    });
     BeatReply {
         node_id: handles.me.node_id.get(),
         incarnation: handles.me.incarnation.get(),
@@ -68,6 +81,7 @@ fn answer(standing: Standing, handles: &MeshHandles, beat: &Beat) -> BeatReply {
         confirmed,
         sealed_timeline: standing.sealed.get(),
         freshness: handles.confirmed.borrow().as_ref().map(Confirmed::claim),
+        lease_ms,
     }
 }
 
@@ -90,7 +104,7 @@ async fn serve(handles: MeshHandles, mut beats: Streaming<Beat>, replies: mpsc::
                 return;
             }
         }
-        if replies.send(Ok(answer(standing, &handles, &beat))).await.is_err() {
+        if replies.send(Ok(answer(&handles, &beat))).await.is_err() {
             break None;
         }
         let Some(report) = &beat.report else { continue };
@@ -142,6 +156,7 @@ impl<G: Greeting> Mesh for MeshService<G> {
 #[cfg(test)]
 mod tests {
     use tokio::sync::watch;
+    use understudy_core::lease::Grants;
     use understudy_types::{Incarnation, SystemId};
 
     use super::super::Me;
@@ -151,7 +166,7 @@ mod tests {
         MeshHandles {
             me: Me { node_id: NodeId::new(1), incarnation: Incarnation::new(9) },
             outgoing: watch::channel(super::super::Outgoing::default()).1,
-            standing: watch::channel(standing).1,
+            standing: watch::Sender::new(standing),
             events: mpsc::channel(1).0,
             answers: mpsc::channel(1).0,
             confirmed: watch::channel(None).1,
@@ -160,7 +175,10 @@ mod tests {
     }
 
     fn standing(sealed: u32) -> Standing {
-        Standing { system_id: SystemId::new(5), sealed: TimelineId::new(sealed), voters_version: 4 }
+        let mut grants = Grants::default();
+        grants.want(1_000);
+        grants.promised(1_000);
+        Standing { system_id: SystemId::new(5), sealed: TimelineId::new(sealed), voters_version: 4, grants }
     }
 
     fn beat(confirm_timeline: u32, voters_version: u64) -> Beat {
@@ -178,8 +196,12 @@ mod tests {
     #[test]
     fn a_voter_that_sealed_a_newer_timeline_does_not_confirm() {
         for (sealed, asked, expected) in [(0, 2, true), (2, 2, true), (3, 2, false), (2, 0, false)] {
-            let standing = standing(sealed);
-            let reply = answer(standing, &handles(standing), &beat(asked, 4));
+            let handles = handles(standing(sealed));
+            let reply = answer(&handles, &Beat { lease_ms: 700, ..beat(asked, 4) });
+            // INV-LINEAR: what is not confirmed grants nothing, and what was granted binds from now on.
+            assert_eq!(reply.lease_ms, if expected { 700 } else { 0 });
+            let left_ms = handles.standing.borrow().grants.left_ms(boot_ms());
+            assert_eq!(left_ms > 0, expected, "sealed {sealed}, asked {asked}: {left_ms} ms");
             assert_eq!(reply.confirmed, expected, "sealed {sealed}, asked {asked}");
             assert_eq!(reply.round, 3);
         }
@@ -187,8 +209,7 @@ mod tests {
 
     #[test]
     fn a_voter_confirms_only_a_primary_that_goes_by_the_present_voters() {
-        let standing = standing(2);
-        assert!(!answer(standing, &handles(standing), &beat(2, 3)).confirmed);
+        assert!(!answer(&handles(standing(2)), &beat(2, 3)).confirmed);
     }
 
     #[test]
