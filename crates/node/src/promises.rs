@@ -38,17 +38,23 @@ pub struct PromiseFile {
 }
 
 impl PromiseFile {
-    /// Reads the promises of the data directory `dir`; none were made where there is no file.
+    /// Reads the promises of the data directory `dir`. Where there is no file none were made, and it is written: before the
+    /// directory `belongs` to a cluster. After that a missing file is a lost one.
     ///
     /// # Errors
-    /// When the file cannot be read. A node that does not know its promises must not run.
-    pub fn open(files: Arc<dyn Files>, dir: &std::path::Path) -> Result<Self, DataDirError> {
+    /// When the file cannot be read or is lost. A node that does not know its promises must not run.
+    pub fn open(files: Arc<dyn Files>, dir: &std::path::Path, belongs: bool) -> Result<Self, DataDirError> {
         let path = dir.join("promises");
         let io = |source| DataDirError::Io { action: "read", path: path.clone(), source };
         let promises = match read_file(&*files, &path).map_err(io)? {
             Some(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|source| DataDirError::Malformed { path: path.clone(), source })?,
-            None => Promises::default(),
+                .map_err(|source| DataDirError::MalformedPromises { path: path.clone(), source })?,
+            None if belongs => return Err(DataDirError::PromisesLost { path: dir.to_owned() }),
+            None => {
+                let file = Self { files, path, promises: Promises::default() };
+                file.write(Promises::default())?;
+                return Ok(file);
+            }
         };
         Ok(Self { files, path, promises })
     }
@@ -59,17 +65,17 @@ impl PromiseFile {
     }
 
     fn replace(&mut self, promises: Promises) -> Result<(), DataDirError> {
-        if promises == self.promises {
-            return Ok(());
+        if promises != self.promises {
+            self.write(promises)?;
+            self.promises = promises;
         }
-        let text = serde_json::to_vec_pretty(&promises).expect("promises are plain data");
-        replace_file(&*self.files, &self.path, &text).map_err(|source| DataDirError::Io {
-            action: "write",
-            path: self.path.clone(),
-            source,
-        })?;
-        self.promises = promises;
         Ok(())
+    }
+
+    fn write(&self, promises: Promises) -> Result<(), DataDirError> {
+        let text = serde_json::to_vec_pretty(&promises).expect("promises are plain data");
+        let failed = |source| DataDirError::Io { action: "write", path: self.path.clone(), source };
+        replace_file(&*self.files, &self.path, &text).map_err(failed)
     }
 
     /// Promises nothing below `timeline`. An earlier, higher promise stands.
@@ -126,7 +132,7 @@ mod tests {
     #[test]
     fn promises_survive_and_never_weaken() {
         let dir = tempfile::tempdir().expect("a directory");
-        let open = || PromiseFile::open(Arc::new(RealFiles), dir.path()).expect("readable");
+        let open = || PromiseFile::open(Arc::new(RealFiles), dir.path(), false).expect("readable");
         let mut file = open();
         assert_eq!(file.get(), Promises::default());
         file.seal(TimelineId::new(3)).expect("written");
@@ -148,6 +154,17 @@ mod tests {
     fn unreadable_promises_are_an_error_not_none() {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("promises"), "{").expect("written");
-        assert!(PromiseFile::open(Arc::new(RealFiles), dir.path()).is_err());
+        assert!(PromiseFile::open(Arc::new(RealFiles), dir.path(), false).is_err());
+    }
+
+    #[test]
+    fn a_node_that_lost_its_promises_does_not_run() {
+        // INV-FENCED: it may have sealed.
+        let dir = tempfile::tempdir().expect("a directory");
+        let open = |belongs| PromiseFile::open(Arc::new(RealFiles), dir.path(), belongs).map(|file| file.get());
+        let Err(error) = open(true) else { panic!("nothing was promised before it belonged to a cluster") };
+        assert!(error.to_string().contains("start with an empty data directory"), "{error}");
+        assert_eq!(open(false).expect("a new directory"), Promises::default());
+        assert_eq!(open(true).expect("it is there from then on"), Promises::default());
     }
 }

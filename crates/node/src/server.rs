@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use understudy_control::{Control, ControlConfig};
+use understudy_control::{Applied, Control, ControlConfig};
 use understudy_core::lease::Grants;
 use understudy_core::state::ClusterState;
 use understudy_engine::{Engine, EngineConfig, OpenError, SystemClock};
@@ -147,6 +147,8 @@ struct Server {
     view: watch::Sender<NodeView>,
     outgoing: watch::Sender<Outgoing>,
     standing: watch::Sender<Standing>,
+    /// None once it lives.
+    promises: Option<PromiseFile>,
     mesh: MeshHandles,
     events: mpsc::Receiver<crate::mesh::MeshEvent>,
     health: services::Health,
@@ -192,8 +194,16 @@ impl Server {
         control.stand_aside(data_dir.identity().system_id != SystemId::default());
         let stop_serving = CancellationToken::new();
         let (outgoing, outgoing_rx) = watch::channel(Outgoing::default());
-        let standing =
-            watch::Sender::new(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
+        // Before the port is served: what this node has promised binds its first answer to a beat.
+        let belongs = data_dir.identity().system_id != SystemId::default();
+        let promises = PromiseFile::open(Arc::clone(&files), data_dir.path(), belongs)?;
+        let promised = promises.get();
+        let standing = watch::Sender::new(Standing {
+            system_id: data_dir.identity().system_id,
+            sealed: promised.sealed,
+            voters_version: None,
+            grants: Grants::at_start(promised.lease_ms, boot_ms()),
+        });
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let (answers_tx, answers) = mpsc::channel(ANSWERS_MAX);
         let (fresh, confirmed) = watch::channel(None);
@@ -260,6 +270,7 @@ impl Server {
             view,
             outgoing,
             standing,
+            promises: Some(promises),
             mesh,
             events,
             health,
@@ -299,12 +310,13 @@ impl Server {
             failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
             cluster = self.belong() => cluster?,
         };
-        let promises = PromiseFile::open(Arc::clone(&self.files), self.data_dir.path())?;
-        let lease_ms = promises.get().lease_ms;
-        self.standing.send_modify(|standing| standing.grants = Grants::at_start(lease_ms, boot_ms()));
+        let Some(promises) = self.promises.take() else {
+            return Err(ServerError::Failed("it has lived already".to_owned()));
+        };
         let mut carried = Carried::new(promises);
         loop {
             let Opened { engine, held } = tokio::select! {
+                () = learn_voters(self.control.state(), &self.standing) => return Err(ServerError::Failed("raft ended".to_owned())),
                 () = stop.cancelled() => return Ok(()),
                 failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
                 opened = self.open_engine(&cluster, &mut carried.promises) => opened?,
@@ -546,6 +558,18 @@ fn abort_on_panic() {
         report(panic);
         std::process::abort();
     }));
+}
+
+/// Keeps what beats are answered by up to date while there is no agent: recovery may take long, and a voter that is at it
+/// confirms a primary that goes by the present voters. Ends with Raft.
+async fn learn_voters(mut states: watch::Receiver<Arc<Applied>>, standing: &watch::Sender<Standing>) {
+    loop {
+        let voters_version = states.borrow_and_update().state.voters_generation.get();
+        standing.send_modify(|standing| standing.voters_version = Some(voters_version));
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// What failed for good, once something has.

@@ -38,6 +38,13 @@ pub enum NotWinner {
     NotSealed,
     /// Its WAL may lack what it acknowledged.
     Damaged,
+    /// Its store has applied what the history left: it has to be seeded, and could neither fetch nor open.
+    Diverged {
+        /// Up to here.
+        applied: Lsn,
+        /// Where its WAL leaves the history.
+        position: Lsn,
+    },
     /// It waits for help.
     StaysOut {
         /// Its own word.
@@ -164,6 +171,9 @@ fn candidate(
     let Some(position) = qualified.positions.get(&node).copied().filter(|_| is_sealed(state, report)) else {
         return Err(NotWinner::NotSealed);
     };
+    if report.apply_lsn > position {
+        return Err(NotWinner::Diverged { applied: report.apply_lsn, position });
+    }
     let hearing =
         |voter: &NodeId| *voter == node || reports.get(voter).is_some_and(|heard| heard.hears.contains(&node));
     let voters = state.voters();
@@ -199,9 +209,12 @@ impl NotWinner {
     /// Whether the node would be a candidate once it is there and well, without anybody changing its tags.
     fn would_pass(&self) -> bool {
         match self {
-            Self::Witness | Self::PriorityZero | Self::Damaged | Self::StaysOut { .. } | Self::Outranked { .. } => {
-                false
-            }
+            Self::Witness
+            | Self::PriorityZero
+            | Self::Damaged
+            | Self::Diverged { .. }
+            | Self::StaysOut { .. }
+            | Self::Outranked { .. } => false,
             Self::NotHeard | Self::NotSealed | Self::HeardByTooFew { .. } | Self::CannotFetch { .. } => true,
         }
     }
@@ -215,6 +228,9 @@ impl fmt::Display for NotWinner {
             Self::NotHeard => f.write_str("not heard"),
             Self::NotSealed => f.write_str("has not sealed"),
             Self::Damaged => f.write_str("its WAL is damaged"),
+            Self::Diverged { applied, position } => {
+                write!(f, "its store has applied up to {applied}, of which only what is before {position} was kept")
+            }
             Self::StaysOut { why } => write!(f, "stays out: {why}"),
             Self::HeardByTooFew { voters, needed } => write!(f, "heard by {voters} voters, {needed} are needed"),
             Self::CannotFetch { position, switch_lsn } => {

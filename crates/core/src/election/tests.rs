@@ -85,7 +85,7 @@ fn a_lease_that_may_still_run_holds_a_promotion_up() {
 fn a_majority_without_leases_is_enough_and_one_of_unsealed_voters_is_not() {
     let five = Scenario::new(5).sealed(2, 500).sealed(3, 500).sealed(4, 500).sealed(5, 500);
     let one = five.clone().report(2, |report| report.lease_left_ms = 640);
-    assert_eq!(one.decide(), "n4 opens 2 at 500, safe 500, sync 1 of n2 n3 n5");
+    assert_eq!(one.decide(), "n2 opens 2 at 500, safe 500, sync 1 of n3 n4 n5");
     let two = one.report(3, |report| report.lease_left_ms = 1);
     assert!(two.decide().contains("leases that n2, n3 granted"), "{}", two.decide());
     let unsealed = five.report(3, |report| report.lease_left_ms = 1).report(4, |report| report.seal = None);
@@ -110,6 +110,18 @@ fn a_node_that_most_cannot_connect_to_gives_way() {
     let lost = one_lost_it.sealed(1, 400).report(1, |report| report.lost = [id(2)].into());
     assert_eq!(lost.decide(), "n3 fetches from n2 up to 900");
     assert_eq!(lost.rejected(2), Some(NotWinner::Outranked { by: Criterion::Unreachable }));
+}
+
+#[test]
+fn a_node_whose_store_is_ahead_of_its_wal_is_a_source_only() {
+    // Mode async: n1 was promoted on 1 and n2 on 2, where n1 had applied more than was kept. Timeline 3 is being decided.
+    let mut diverged = three().mode(SyncMode::Async).list(&[], 0);
+    diverged.state.history.push(entry(2, 2, 300));
+    diverged.state.election.as_mut().expect("open").timeline = TimelineId::new(3);
+    let diverged = diverged.sealed(1, 900).sealed_on(3, 2, 400).report(1, |report| report.apply_lsn = Lsn::new(800));
+    assert!(diverged.decide().starts_with("n3 opens 3 at 400"), "{}", diverged.decide());
+    let why = diverged.rejected(1).expect("not the winner").to_string();
+    assert_eq!(why, "its store has applied up to 0/320, of which only what is before 0/12C was kept");
 }
 
 // (c) Of the sync list max(1, |members| - acks + 1), or the old primary.

@@ -39,8 +39,6 @@ pub enum Cheat {
     IgnoresLeases,
     /// A voter that restarts does not know that it may have granted.
     ForgetsGrants,
-    /// The primary counts a lease from when the answer came.
-    CountsFromTheAnswer,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -252,15 +250,12 @@ impl World {
                 Ok(())
             }
             Message::Confirm { from, to, to_incarnation, asked, confirmed, granted_ms } => {
-                let (now_ms, cheat) = (self.now_ms, self.config.cheat);
                 let node = self.node(to);
-                let clock_ms = node.clock_ms(now_ms);
                 let leases = node.state.settings.wanted_lease_ms() > 0;
                 let Some(primary) = &mut node.primary else { return Ok(()) };
                 if node.up && node.incarnation == to_incarnation && primary.timeline == asked.timeline {
                     primary.confirmation.on_reply(from, asked.round, confirmed);
-                    let since_ms = if cheat == Cheat::CountsFromTheAnswer { clock_ms } else { asked.sent_at_ms };
-                    if let Some(until_ms) = counted_until_ms(since_ms, granted_ms, 10).filter(|_| leases) {
+                    if let Some(until_ms) = counted_until_ms(asked.sent_at_ms, granted_ms, 10).filter(|_| leases) {
                         primary.confirmation.on_grant(from, until_ms);
                     }
                 }

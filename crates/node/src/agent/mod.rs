@@ -444,7 +444,7 @@ impl Agent {
         self.standing.send_modify(|standing| {
             // The seal that is being persisted may be there already.
             standing.sealed = standing.sealed.max(sealed);
-            standing.voters_version = voters_version;
+            standing.voters_version = Some(voters_version);
         });
         self.outgoing.send_modify(|outgoing| outgoing.voters_version = voters_version);
     }

@@ -24,7 +24,7 @@ const BEATS_QUEUED_MAX: usize = 4;
 /// Keeps a beat stream to `peer` at `address` until `stop`.
 pub fn spawn_dialer(handles: MeshHandles, peer: NodeId, address: String, stop: CancellationToken) {
     tokio::spawn(async move {
-        let mut dialer = Dialer { handles, peer, address, last: None };
+        let mut dialer = Dialer { handles, peer, address, last: None, answered: false };
         tokio::select! {
             () = stop.cancelled() => {}
             () = dialer.run() => {}
@@ -37,11 +37,14 @@ struct Dialer {
     peer: NodeId,
     address: String,
     last: Option<Link>,
+    /// A beat was answered on the present stream.
+    answered: bool,
 }
 
 impl Dialer {
     async fn run(&mut self) {
         loop {
+            self.answered = false;
             let link = match self.connect().await {
                 Ok(channel) => match self.carry(channel).await {
                     Ok(()) => Link::Down { why: "the stream ended".to_owned() },
@@ -49,13 +52,12 @@ impl Dialer {
                 },
                 Err(link) => link,
             };
-            // A stream that just broke is dialled again at once: whether that is refused is what the planner
-            // wants to know of a primary.
-            let broke = self.last == Some(Link::Up);
             if !self.tell(link).await {
                 return;
             }
-            if !broke {
+            // A stream that just broke is dialled again at once: whether that is refused is what the planner
+            // wants to know of a primary. A node that takes connections and answers no beat has its reasons.
+            if !self.answered {
                 tokio::time::sleep(RETRY_DELAY).await;
             }
         }
@@ -97,9 +99,6 @@ impl Dialer {
         // The first beat goes with the request: the other side answers once it has seen it.
         sender.send_changed(&mut outgoing, &beats).await?;
         let mut replies = client.beats(ReceiverStream::new(queued)).await?.into_inner();
-        if !self.tell(Link::Up).await {
-            return Ok(());
-        }
         loop {
             tokio::select! {
                 changed = outgoing.changed() => {
@@ -109,7 +108,14 @@ impl Dialer {
                     sender.send_changed(&mut outgoing, &beats).await?;
                 }
                 reply = replies.message() => match reply? {
-                    Some(reply) => sender.receive(&reply),
+                    Some(reply) => {
+                        self.answered = true;
+                        // Up is who answers: one that refuses our beats says so instead.
+                        if !self.tell(Link::Up).await {
+                            return Ok(());
+                        }
+                        sender.receive(&reply);
+                    }
                     None => return Ok(()),
                 },
             }

@@ -113,8 +113,9 @@ pub struct Standing {
     pub system_id: SystemId,
     /// Nothing below this is confirmed.
     pub sealed: TimelineId,
-    /// The generation at which the voters changed last, as far as this node has applied.
-    pub voters_version: u64,
+    /// The generation at which the voters changed last, as far as this node has applied; none before it knows: it confirms
+    /// nobody then.
+    pub voters_version: Option<u64>,
     /// Leases that it has granted.
     pub grants: Grants,
 }

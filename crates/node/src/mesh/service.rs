@@ -66,7 +66,7 @@ fn answer(handles: &MeshHandles, beat: &Beat) -> BeatReply {
     let (mut confirmed, mut lease_ms) = (false, 0);
     let mut standing = Standing::default();
     handles.standing.send_if_modified(|present| {
-        confirmed = confirms(present.sealed, asked) && present.voters_version == beat.voters_version;
+        confirmed = confirms(present.sealed, asked) && present.voters_version == Some(beat.voters_version);
         if confirmed {
             lease_ms = present.grants.grant(beat.lease_ms, boot_ms());
         }
@@ -178,7 +178,7 @@ mod tests {
         let mut grants = Grants::default();
         grants.want(1_000);
         grants.promised(1_000);
-        Standing { system_id: SystemId::new(5), sealed: TimelineId::new(sealed), voters_version: 4, grants }
+        Standing { system_id: SystemId::new(5), sealed: TimelineId::new(sealed), voters_version: Some(4), grants }
     }
 
     fn beat(confirm_timeline: u32, voters_version: u64) -> Beat {
@@ -210,6 +210,14 @@ mod tests {
     #[test]
     fn a_voter_confirms_only_a_primary_that_goes_by_the_present_voters() {
         assert!(!answer(&handles(standing(2)), &beat(2, 3)).confirmed);
+    }
+
+    #[test]
+    fn a_process_that_has_just_started_confirms_nobody() {
+        // INV-LINEAR: it may have sealed, and the voters may be others than the primary's.
+        let handles = handles(Standing { voters_version: None, ..standing(0) });
+        let reply = answer(&handles, &Beat { lease_ms: 700, ..beat(2, 0) });
+        assert_eq!((reply.confirmed, reply.lease_ms), (false, 0));
     }
 
     #[test]
