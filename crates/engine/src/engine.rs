@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -199,9 +199,9 @@ impl Engine {
         self.shared().advance_safe(lsn);
     }
 
-    /// Until when a majority of voters confirms this primary, on the clock's monotonic time; none for not at all,
+    /// Until when a majority of voters confirms this primary, on the clock's boot time; none for not at all,
     /// as it is at first. Later than that nothing is acknowledged at any level until it is renewed.
-    pub fn set_confirmed_until(&self, until: Option<Instant>) {
+    pub fn set_confirmed_until(&self, until: Option<Duration>) {
         self.shared().confirmed_until.send_replace(until);
     }
 

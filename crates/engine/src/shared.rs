@@ -44,7 +44,7 @@ pub(crate) struct Shared {
     /// Whether the safe LSN may move: not on a sealed node.
     safe_gate: Mutex<bool>,
     /// Until when a majority confirms the primary; none for never.
-    pub confirmed_until: watch::Sender<Option<std::time::Instant>>,
+    pub confirmed_until: watch::Sender<Option<std::time::Duration>>,
     pub failure: watch::Sender<Option<Arc<EngineFailure>>>,
     pub retention_settings: watch::Sender<RetentionSettings>,
     /// From where on others need WAL; none when nobody does.

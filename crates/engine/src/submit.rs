@@ -169,7 +169,7 @@ impl Engine {
     /// acknowledgement: the session is still open when it returns.
     async fn confirmed(&self, session: &Session, waiter: &Waiter) -> Result<(), UnknownReason> {
         let shared = self.shared();
-        let now = || shared.clock.monotonic();
+        let now = || shared.clock.boot_time();
         if !shared.confirmed_until.borrow().is_some_and(|until| now() < until) {
             let mut confirmed_until = shared.confirmed_until.subscribe();
             tokio::select! {

@@ -6,11 +6,11 @@ mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use common::*;
 use understudy_engine::{
-    Commit, CommitError, Committed, Condition, EngineConfig, InvalidCommit, ReadError, UnknownReason,
+    Clock, Commit, CommitError, Committed, Condition, EngineConfig, InvalidCommit, ReadError, SystemClock,
+    UnknownReason,
 };
 use understudy_store::{KeyRange, PageLimit};
 use understudy_types::{DurabilityLevel, Lsn, Position, TimelineId};
@@ -255,7 +255,7 @@ async fn nothing_is_acknowledged_at_any_level_unless_confirmed() {
     let disk = Disk::new();
     let engine = disk.open_primary();
     let levels = [DurabilityLevel::Off, DurabilityLevel::Local, DurabilityLevel::On];
-    for until in [None, Some(Instant::now())] {
+    for until in [None, Some(SystemClock.boot_time())] {
         engine.set_confirmed_until(until);
         let before = engine.wal().end();
         let held = levels.map(|level| start(&engine, at(level, vec![put("a", "1")])));

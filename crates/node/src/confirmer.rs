@@ -11,7 +11,7 @@
 //! step, not by a message to the task.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -85,7 +85,8 @@ enum Order {
 #[derive(Clone)]
 pub struct Confirmer {
     orders: mpsc::Sender<Order>,
-    confirmed_until: watch::Receiver<Option<Instant>>,
+    /// By [`boot_ms`].
+    confirmed_until_ms: watch::Receiver<Option<u64>>,
     /// How long a confirmation lets commits be acknowledged.
     primary_timeout: watch::Sender<Duration>,
     terms: watch::Sender<LeaseTerms>,
@@ -102,7 +103,7 @@ impl Confirmer {
         stop: CancellationToken,
     ) -> Self {
         let (orders, queue) = mpsc::channel(REQUESTS_MAX);
-        let (confirmed, confirmed_until) = watch::channel(None);
+        let (confirmed, confirmed_until_ms) = watch::channel(None);
         let default = Duration::from_millis(Settings::default().primary_timeout_ms);
         let (primary_timeout, timeout) = watch::channel(default);
         let (terms, terms_seen) = watch::channel(LeaseTerms { wanted_ms: 0, margin_percent: 100 });
@@ -126,7 +127,7 @@ impl Confirmer {
                 () = task.run() => {}
             }
         });
-        Self { orders, confirmed_until, primary_timeout, terms, lease }
+        Self { orders, confirmed_until_ms, primary_timeout, terms, lease }
     }
 
     /// Waits until a majority of voters has said, after this call began, that nothing newer than `timeline` is sealed.
@@ -182,7 +183,7 @@ impl Confirmer {
 
     /// Whether a majority confirms the claim, and did so recently enough to acknowledge commits.
     pub fn is_confirmed(&self) -> bool {
-        self.confirmed_until.borrow().is_some_and(|until| Instant::now() < until)
+        self.confirmed_until_ms.borrow().is_some_and(|until_ms| boot_ms() < until_ms)
     }
 }
 
@@ -204,7 +205,7 @@ struct Task {
     outgoing: watch::Sender<Outgoing>,
     answers: mpsc::Receiver<Answer>,
     queue: mpsc::Receiver<Order>,
-    confirmed: watch::Sender<Option<Instant>>,
+    confirmed: watch::Sender<Option<u64>>,
     /// For those that want to know how fresh what is safe here makes them.
     fresh: watch::Sender<Option<Confirmed>>,
     primary: Option<Primary>,
@@ -358,13 +359,9 @@ impl Task {
         let until_ms = primary.confirmation.confirmed_until_ms(timeout_ms);
         if primary.told_until_ms != until_ms {
             primary.told_until_ms = until_ms;
-            // In this order: a pause in between makes the time that is left shorter, not longer.
-            let now = Instant::now();
-            let now_ms = boot_ms().saturating_sub(self.began_ms);
-            let left = until_ms.map(|until_ms| Duration::from_millis(until_ms.saturating_sub(now_ms)));
-            let until = left.map(|left| now + left);
-            self.confirmed.send_replace(until);
-            primary.claim.engine.set_confirmed_until(until);
+            let until_ms = until_ms.map(|until_ms| until_ms.saturating_add(self.began_ms));
+            self.confirmed.send_replace(until_ms);
+            primary.claim.engine.set_confirmed_until(until_ms.map(Duration::from_millis));
             self.fresh.send_replace(primary.confirmation.confirmed_at_ms().map(|at_ms| Confirmed {
                 timeline: primary.claim.timeline,
                 at_ms: self.began_ms + at_ms,

@@ -5,17 +5,15 @@
 //! with a bound on their age look there. Times are milliseconds of the boot-time clock, which goes on while the machine is
 //! suspended.
 
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 use understudy_core::staleness::{Claim, Freshness};
+use understudy_engine::{Clock, SystemClock};
 use understudy_rpc::v1;
 use understudy_types::{Lsn, TimelineId};
 
 /// Milliseconds since the machine was started. Only goes forward.
 pub fn boot_ms() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-    seconds * 1_000 + u64::try_from(now.tv_nsec).unwrap_or_default() / 1_000_000
+    u64::try_from(SystemClock.boot_time().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// That a majority has confirmed this primary, and when.

@@ -123,8 +123,10 @@ pub enum DataDirError {
         expected: SystemId,
     },
     /// The promises cannot be read.
-    #[error("{path} cannot be read: {source}; this node does not know what it has promised and must not run: restore the file, or \
-        start with an empty data directory")]
+    #[error(
+        "{path} cannot be read: {source}; this node does not know what it has promised and must not run: restore the file, or \
+        start with an empty data directory"
+    )]
     MalformedPromises {
         /// The file.
         path: PathBuf,
@@ -132,8 +134,10 @@ pub enum DataDirError {
         source: serde_json::Error,
     },
     /// The promises are gone.
-    #[error("data directory {path} belongs to a cluster, but its file promises is gone: this node may have promised never to confirm an \
-        older primary again, and must not run without knowing; restore the file, or start with an empty data directory")]
+    #[error(
+        "data directory {path} belongs to a cluster, but its file promises is gone: this node may have promised never to confirm an \
+        older primary again, and must not run without knowing; restore the file, or start with an empty data directory"
+    )]
     PromisesLost {
         /// The directory.
         path: PathBuf,

@@ -4,14 +4,14 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use support::*;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use understudy_engine::{Commit, Committed, Engine, EngineConfig, SystemClock};
+use understudy_engine::{Clock, Commit, Committed, Engine, EngineConfig, SystemClock};
 use understudy_replication::{FetchConfig, ReceiverTiming, ServingTimeline, Source, fetch};
 use understudy_store::MemoryStore;
 use understudy_types::{
@@ -50,7 +50,7 @@ impl Node {
         history.push(TimelineSwitch { timeline, parent, switch_lsn }).expect("a continuation");
         let opened = history.clone();
         self.blocking(move |engine| engine.open_primary(&opened, safe)).await.expect("a fork at the end of the log");
-        self.engine.set_confirmed_until(Some(Instant::now() + Duration::from_secs(600)));
+        self.engine.set_confirmed_until(Some(SystemClock.boot_time() + Duration::from_secs(600)));
         history
     }
 

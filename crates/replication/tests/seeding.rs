@@ -5,13 +5,13 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::*;
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use understudy_engine::{Commit, Engine, EngineConfig, SystemClock};
+use understudy_engine::{Clock, Commit, Engine, EngineConfig, SystemClock};
 use understudy_replication::seed::{
     SeedConfig, SeedError, SeedSource, Seeded, Seeder, SeederSettings, SeedingStatus, seed, swap,
 };
@@ -62,7 +62,7 @@ impl Primary {
         let (opened, opening) = (history.clone(), engine.clone());
         let opened = tokio::task::spawn_blocking(move || opening.open_primary(&opened, switch_lsn)).await;
         opened.expect("no panic").expect("a new timeline");
-        engine.set_confirmed_until(Some(Instant::now() + Duration::from_secs(600)));
+        engine.set_confirmed_until(Some(SystemClock.boot_time() + Duration::from_secs(600)));
         let serving = ServingTimeline { history: history.clone(), ended: CancellationToken::new() };
         let id = NodeId::new(1);
         let hooks = TestUpstream::new(Source::of(&engine, id), &history, Some(serving), TimelineId::NONE);

@@ -4,11 +4,11 @@
 #![allow(dead_code, reason = "shared by several test binaries")]
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use understudy_engine::{
-    Commit, CommitError, Committed, Condition, Engine, EngineConfig, OpenError, Precondition, SystemClock,
+    Clock, Commit, CommitError, Committed, Condition, Engine, EngineConfig, OpenError, Precondition, SystemClock,
 };
 use understudy_store::{AppliedCommit, KeyRange, MemoryStore, PageLimit, ScanPage, Store, StoreError, VersionedValue};
 use understudy_types::TimelineSwitch;
@@ -131,7 +131,7 @@ impl Store for WatchedStore {
 }
 
 pub fn confirm(engine: &Engine) {
-    engine.set_confirmed_until(Some(Instant::now() + NEVER));
+    engine.set_confirmed_until(Some(SystemClock.boot_time() + NEVER));
 }
 
 /// The timelines, and where each begins.

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use understudy_control::Leadership;
 use understudy_core::state::ClusterState;
-use understudy_engine::{Commit, EngineConfig, SystemClock};
+use understudy_engine::{Clock, Commit, EngineConfig, SystemClock};
 use understudy_rpc::error::Reason;
 use understudy_store::{KeyRange, MemoryStore, PageLimit};
 use understudy_types::{DurabilityLevel, Lsn, NodeId, SegmentSize, SystemId, TimelineSwitch};
@@ -97,7 +97,7 @@ impl Node {
         let node = Self::standby();
         let start = SIZE.log_start();
         node.engine.open_primary(&timelines(&[(1, start)]), start).unwrap();
-        node.engine.set_confirmed_until(Some(std::time::Instant::now() + NEVER));
+        node.engine.set_confirmed_until(Some(SystemClock.boot_time() + NEVER));
         node
     }
 
@@ -393,7 +393,7 @@ async fn a_scan_that_began_on_a_standby_goes_on_over_its_promotion() {
     let fork = engine.seal().unwrap().lsn;
     assert_eq!(fork, visible.lsn);
     engine.open_primary(&timelines(&[(1, SIZE.log_start()), (2, fork)]), fork).unwrap();
-    engine.set_confirmed_until(Some(std::time::Instant::now() + NEVER));
+    engine.set_confirmed_until(Some(SystemClock.boot_time() + NEVER));
     standby.learn(&[(1, SIZE.log_start()), (2, fork)]);
     standby.put("k5", "after").await;
     standby.safe().await;
