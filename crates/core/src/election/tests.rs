@@ -121,7 +121,7 @@ fn a_node_whose_store_is_ahead_of_its_wal_is_a_source_only() {
     let diverged = diverged.sealed(1, 900).sealed_on(3, 2, 400).report(1, |report| report.apply_lsn = Lsn::new(800));
     assert!(diverged.decide().starts_with("n3 opens 3 at 400"), "{}", diverged.decide());
     let why = diverged.rejected(1).expect("not the winner").to_string();
-    assert_eq!(why, "its store has applied up to 0/320, of which only what is before 0/12C was kept");
+    assert_eq!(why, "its store has applied up to 0/00000320, of which only what is before 0/0000012C was kept");
 }
 
 // (c) Of the sync list max(1, |members| - acks + 1), or the old primary.
