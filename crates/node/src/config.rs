@@ -60,6 +60,8 @@ pub struct ServerConfig {
     pub log_level: String,
     /// Where the HTTP port listens; none for no such port.
     pub http_listen: Option<SocketAddr>,
+    /// Connections of the gRPC port, part of them kept for the members of the cluster.
+    pub max_connections: usize,
     /// Where each value comes from that somebody gave, by the name of the setting; those of the cluster too.
     pub origins: BTreeMap<String, Origin>,
     /// What it was put together from.

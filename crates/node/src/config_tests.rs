@@ -15,6 +15,7 @@ fn config() -> ServerConfig {
         settings: Settings::default(),
         log_format: LogFormat::Text,
         log_level: "info".to_owned(),
+        max_connections: 2000,
         origins: BTreeMap::new(),
         sources: Sources::default(),
     }

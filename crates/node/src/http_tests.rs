@@ -35,7 +35,8 @@ async fn port() -> Port {
         waiting_for: Some("no cluster has been \"made\" yet".to_owned()),
     });
     let telemetry = Telemetry::start("a", me, true).unwrap();
-    port.serve(Collector::new("a".to_owned(), view_rx, confirmer, telemetry.clone()), stop.clone());
+    let places = std::sync::Arc::new(crate::services::Places::new(64));
+    port.serve(Collector::new("a".to_owned(), view_rx, confirmer, telemetry.clone(), places), stop.clone());
     Port { address, telemetry, stop, _kept: (view, answers_tx) }
 }
 

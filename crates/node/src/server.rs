@@ -36,7 +36,7 @@ use crate::http::HttpPort;
 use crate::identity::{DataDir, random_u64};
 use crate::mesh::{BEAT_INTERVAL, EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
-use crate::services::{self, ServiceParts};
+use crate::services::{self, Places, ServiceParts};
 use crate::telemetry::collect::Collector;
 use crate::telemetry::{self, Telemetry};
 use crate::upstream::Upstream;
@@ -225,15 +225,17 @@ impl Server {
             incarnation: me.incarnation,
             control: control.clone(),
         };
+        let places = Arc::new(Places::new(services::room_for(config.max_connections)));
         if let Some(http) = http {
             let name = config.name.to_string();
             http.serve(
-                Collector::new(name, view_rx.clone(), confirmer.clone(), telemetry.clone()),
+                Collector::new(name, view_rx.clone(), confirmer.clone(), telemetry.clone(), Arc::clone(&places)),
                 stop_serving.clone(),
             );
         }
         let (health, serving) = services::spawn(ServiceParts {
             listener,
+            places,
             view: view_rx,
             confirmer: confirmer.clone(),
             confirmed: mesh.confirmed.clone(),

@@ -22,6 +22,7 @@
 //! | `POSITION_TOO_OLD` | `OUT_OF_RANGE` | `timeline`, `lsn`, `horizon_lsn` | no |
 //! | `TOO_STALE` | `UNAVAILABLE` | `staleness_ms`, `fresher`, `fresher_address` | no |
 //! | `TOO_MANY_READS` | `RESOURCE_EXHAUSTED` | `limit` | no |
+//! | `NODE_BUSY` | `RESOURCE_EXHAUSTED` | `limit` | no |
 //! | `NOT_LEADER` | `FAILED_PRECONDITION` | `leader`, `leader_address` | no |
 //! | `WAL_REMOVED` | `FAILED_PRECONDITION` | `segment`, `asked`, `first` | no |
 //! | `INTERNAL` | `INTERNAL` | | perhaps |
@@ -77,6 +78,8 @@ pub enum Reason {
     TooStale,
     /// More reads wait, or more scans are under way, than the node takes.
     TooManyReads,
+    /// The node has as many connections, requests or bytes of requests as it takes.
+    NodeBusy,
     /// Another node leads the control plane.
     NotLeader,
     /// A standby needs WAL that its upstream has removed: it is seeded.
@@ -87,7 +90,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 19] = [
+    pub const ALL: [Reason; 20] = [
         Self::NotPrimary,
         Self::NoPrimary,
         Self::NotReady,
@@ -104,6 +107,7 @@ impl Reason {
         Self::PositionTooOld,
         Self::TooStale,
         Self::TooManyReads,
+        Self::NodeBusy,
         Self::NotLeader,
         Self::WalRemoved,
         Self::Internal,
@@ -128,6 +132,7 @@ impl Reason {
             Self::PositionTooOld => "POSITION_TOO_OLD",
             Self::TooStale => "TOO_STALE",
             Self::TooManyReads => "TOO_MANY_READS",
+            Self::NodeBusy => "NODE_BUSY",
             Self::NotLeader => "NOT_LEADER",
             Self::WalRemoved => "WAL_REMOVED",
             Self::Internal => "INTERNAL",
@@ -152,6 +157,7 @@ impl Reason {
             | Self::PositionNotReached
             | Self::TooStale
             | Self::TooManyReads
+            | Self::NodeBusy
             | Self::NotLeader
             | Self::Internal => true,
             Self::PositionAbandoned
@@ -184,6 +190,7 @@ impl Reason {
             | Self::PositionTooOld
             | Self::TooStale
             | Self::TooManyReads
+            | Self::NodeBusy
             | Self::NotLeader
             | Self::WalRemoved => false,
         }
@@ -443,6 +450,15 @@ impl RpcError {
         Self::new(Reason::TooManyReads, message).with("limit", limit)
     }
 
+    /// The node has `limit` of something already: `doing`, like "connections are open".
+    pub fn node_busy(asked: &str, limit: usize, doing: &str) -> Self {
+        let message = format!(
+            "{asked} cannot be taken: {limit} {doing} on this node already, the most that it takes; nothing was done; \
+             try again after a pause"
+        );
+        Self::new(Reason::NodeBusy, message).with("limit", limit)
+    }
+
     fn at(self, position: Position) -> Self {
         self.with("timeline", position.timeline.get()).with("lsn", position.lsn.get())
     }
@@ -467,7 +483,7 @@ impl RpcError {
             | Reason::PositionNotReached
             | Reason::TooStale => Code::Unavailable,
             Reason::PositionTooOld => Code::OutOfRange,
-            Reason::TooManyReads => Code::ResourceExhausted,
+            Reason::TooManyReads | Reason::NodeBusy => Code::ResourceExhausted,
             Reason::PreconditionFailed => Code::Aborted,
             Reason::CommitOutcomeUnknown if self.get("why") == Some(UnknownWhy::Deadline.as_str()) => {
                 Code::DeadlineExceeded

@@ -26,6 +26,7 @@ fn samples() -> Vec<RpcError> {
         RpcError::too_stale("a read", 500, Some(900), Some(("b", "10.0.0.2:7400"))),
         RpcError::too_stale("a read", 500, None, None),
         RpcError::too_many_reads("a read", 4096, "reads wait"),
+        RpcError::node_busy("the request", 2000, "connections are open"),
         RpcError::not_leader("a proposal", Some(("c", "10.0.0.3:7400"))),
         RpcError::not_leader("a proposal", None),
         RpcError::wal_removed(
@@ -80,6 +81,7 @@ fn codes_are_those_of_the_table() {
     assert_eq!(code(Reason::PositionTooOld), Some(Code::OutOfRange));
     assert_eq!(code(Reason::TooStale), Some(Code::Unavailable));
     assert_eq!(code(Reason::TooManyReads), Some(Code::ResourceExhausted));
+    assert_eq!(code(Reason::NodeBusy), Some(Code::ResourceExhausted));
     assert_eq!(RpcError::commit_outcome_unknown(None, UnknownWhy::Deadline).code(), Code::DeadlineExceeded);
     assert_eq!(RpcError::commit_outcome_unknown(None, UnknownWhy::StepDown).code(), Code::Unavailable);
     assert_eq!(RpcError::commit_outcome_unknown(None, UnknownWhy::Stopping).code(), Code::Unavailable);

@@ -172,6 +172,7 @@ fn assemble(
         log_format: draft.log_format,
         log_level: draft.log_level,
         http_listen: draft.http_listen,
+        max_connections: draft.max_connections,
         origins: given.into_iter().map(|(name, given)| (name, given.origin)).collect(),
         sources,
     };

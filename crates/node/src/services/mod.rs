@@ -5,6 +5,7 @@ mod health;
 mod kv;
 mod members;
 mod metered;
+mod port;
 mod reads;
 mod replication;
 mod scan;
@@ -15,13 +16,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tower::layer::util::{Identity, Stack};
 use understudy_control::Control;
 use understudy_replication::ReplicationService;
 use understudy_replication::seed::Seeder;
@@ -38,6 +38,8 @@ use crate::view::NodeView;
 
 pub use cluster::{NOT_WRITABLE, not_writable};
 pub use health::Health;
+pub use port::places::Places;
+pub use port::room_for;
 
 /// The largest request: a commit at its limit with what protobuf adds, in bytes.
 const REQUEST_BYTES_MAX: usize = COMMIT_BYTES_MAX + (4 << 20);
@@ -53,6 +55,8 @@ const FRAME_BYTES_MAX: u32 = 1 << 20;
 pub struct ServiceParts<G> {
     /// Bound already, so that a port in use is an error of the start.
     pub listener: TcpListener,
+    /// For its connections.
+    pub places: Arc<Places>,
     /// Published by the agent.
     pub view: watch::Receiver<NodeView>,
     /// For linearizable reads.
@@ -81,6 +85,7 @@ pub struct ServiceParts<G> {
 pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<Result<(), tonic::transport::Error>>) {
     let (health, health_service) = Health::new().await;
     let stop = parts.stop.clone();
+    let telemetry = parts.telemetry.clone();
     let walsenders = parts.upstream.sender_settings_watch();
     let history = parts.upstream.history_watch();
     let replication =
@@ -105,6 +110,7 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .layer(metered::MeteredLayer::new(parts.telemetry))
+        .layer(port::PlacedLayer)
         .add_service(health_service)
         .add_service(v1::kv_server::KvServer::new(kv).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(v1::cluster_server::ClusterServer::new(cluster))
@@ -113,22 +119,17 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
         .add_service(replication.into_server())
         .add_service(reflection_v1())
         .add_service(reflection_v1alpha());
-    // Interactive traffic must not wait for more to send (Nagle).
-    let incoming = TcpListenerStream::new(parts.listener).map(|accepted| {
-        accepted.and_then(|stream| {
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        })
-    });
+    let incoming = port::accept(parts.listener, parts.places, &telemetry, port::Times::default());
     let shutdown = async move { stop.cancelled().await };
     (health, tokio::spawn(serve(router, incoming, shutdown)))
 }
 
+/// The outermost last.
+type Layers = Stack<port::PlacedLayer, Stack<metered::MeteredLayer, Identity>>;
+
 async fn serve(
-    router: tonic::transport::server::Router<
-        tower::layer::util::Stack<metered::MeteredLayer, tower::layer::util::Identity>,
-    >,
-    incoming: impl futures::Stream<Item = std::io::Result<tokio::net::TcpStream>>,
+    router: tonic::transport::server::Router<Layers>,
+    incoming: impl futures::Stream<Item = std::io::Result<port::Connection>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     router.serve_with_incoming_shutdown(incoming, shutdown).await

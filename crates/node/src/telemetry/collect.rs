@@ -3,6 +3,7 @@
 //! Nothing is kept between scrapes, so a member that was removed is gone from the next one. To add a gauge: a line in
 //! [`super::table`], and a `set` here, in the function that has what it shows.
 
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -14,7 +15,7 @@ use super::exposition::Exposition;
 use super::instruments::Instruments;
 use super::table;
 use crate::confirmer::Confirmer;
-use crate::services::{NOT_WRITABLE, not_writable};
+use crate::services::{NOT_WRITABLE, Places, not_writable};
 use crate::view::NodeView;
 
 const ROLES: [&str; 4] = ["starting", "standby", "sealed", "primary"];
@@ -26,6 +27,7 @@ pub struct Collector {
     view: watch::Receiver<NodeView>,
     confirmer: Confirmer,
     telemetry: Telemetry,
+    places: Arc<Places>,
 }
 
 /// Whether the node answers requests, for a probe.
@@ -45,8 +47,14 @@ pub struct Readiness {
 
 impl Collector {
     /// Of the node with this name.
-    pub fn new(name: String, view: watch::Receiver<NodeView>, confirmer: Confirmer, telemetry: Telemetry) -> Self {
-        Self { name, view, confirmer, telemetry }
+    pub fn new(
+        name: String,
+        view: watch::Receiver<NodeView>,
+        confirmer: Confirmer,
+        telemetry: Telemetry,
+        places: Arc<Places>,
+    ) -> Self {
+        Self { name, view, confirmer, telemetry, places }
     }
 
     /// The counters of the HTTP port are kept there.
@@ -91,6 +99,7 @@ impl Collector {
             }
         }
         measured(&mut out, self.telemetry.instruments());
+        connections(&mut out, &self.places);
         process(&mut out, &self.telemetry);
         out.render()
     }
@@ -176,11 +185,19 @@ fn measured(out: &mut Exposition, instruments: &Instruments) {
     instruments.requests.each(|method, code, count| {
         out.count(&table::GRPC_REQUESTS, &[method, &code.to_string()], count);
     });
+    instruments.connections_refused.each(|labels, counter| out.count(&table::GRPC_REFUSED, labels, counter.get()));
     out.count(&table::HTTP_REFUSED, &[], instruments.http_refused.get());
     out.count(&table::TRACE_DROPPED, &["mark"], instruments.marks_dropped.get());
     out.count(&table::TRACE_DROPPED, &["span"], instruments.spans_dropped.get());
     out.count(&table::TRACE_EXPORTS, &["ok"], instruments.exports_ok.get());
     out.count(&table::TRACE_EXPORTS, &["failed"], instruments.exports_failed.get());
+}
+
+fn connections(out: &mut Exposition, places: &Places) {
+    for (place, count) in ["ordinary", "newcomer", "member"].into_iter().zip(places.taken()) {
+        out.count(&table::GRPC_CONNECTIONS, &[place], count as u64);
+    }
+    out.count(&table::GRPC_CONNECTIONS_MAX, &[], places.max() as u64);
 }
 
 fn process(out: &mut Exposition, telemetry: &Telemetry) {
