@@ -1,5 +1,6 @@
 //! The node's one gRPC port.
 
+mod budget;
 mod cluster;
 mod health;
 mod kv;
@@ -36,6 +37,7 @@ use crate::telemetry::Telemetry;
 use crate::upstream::Upstream;
 use crate::view::NodeView;
 
+use budget::{Budget, Budgeted, Limits};
 pub use cluster::{NOT_WRITABLE, not_writable};
 pub use health::Health;
 pub use port::places::Places;
@@ -43,8 +45,12 @@ pub use port::room_for;
 
 /// The largest request: a commit at its limit with what protobuf adds, in bytes.
 const REQUEST_BYTES_MAX: usize = COMMIT_BYTES_MAX + (4 << 20);
-/// Requests in progress on one connection.
-const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+/// The largest request of an operator: as many settings as there may be in one.
+const OPERATOR_REQUEST_BYTES_MAX: usize = 1 << 20;
+/// The largest request of a probe, or of somebody who asks which services there are.
+const PROBE_BYTES_MAX: usize = 64 << 10;
+/// Requests in progress on one connection. A client that has more under way waits, or opens another connection.
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// What one stream may send before it is read, in bytes: a catching-up standby should not wait for a window.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// What one connection may send before it is read, in bytes.
@@ -102,6 +108,9 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
     let settings = settings::SettingsShell::new(parts.view.clone(), parts.control.clone(), parts.config);
     let changes = cluster::Changes { control: parts.control.clone(), settings };
     let cluster = cluster::ClusterService::new(parts.view, parts.confirmer, parts.upstream, changes);
+    let budget = Budget::new(Limits::default());
+    let kv = v1::kv_server::KvServer::new(kv).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let cluster = v1::cluster_server::ClusterServer::new(cluster).max_decoding_message_size(OPERATOR_REQUEST_BYTES_MAX);
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -111,14 +120,14 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .layer(metered::MeteredLayer::new(parts.telemetry))
         .layer(port::PlacedLayer)
-        .add_service(health_service)
-        .add_service(v1::kv_server::KvServer::new(kv).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .add_service(v1::cluster_server::ClusterServer::new(cluster))
+        .add_service(health_service.max_decoding_message_size(PROBE_BYTES_MAX))
+        .add_service(Budgeted::new(kv, &budget, REQUEST_BYTES_MAX))
+        .add_service(Budgeted::new(cluster, &budget, OPERATOR_REQUEST_BYTES_MAX))
         .add_service(v1::mesh_server::MeshServer::new(parts.mesh))
         .add_service(parts.control.service())
         .add_service(replication.into_server())
-        .add_service(reflection_v1())
-        .add_service(reflection_v1alpha());
+        .add_service(reflection_v1().max_decoding_message_size(PROBE_BYTES_MAX))
+        .add_service(reflection_v1alpha().max_decoding_message_size(PROBE_BYTES_MAX));
     let incoming = port::accept(parts.listener, parts.places, &telemetry, port::Times::default());
     let shutdown = async move { stop.cancelled().await };
     (health, tokio::spawn(serve(router, incoming, shutdown)))

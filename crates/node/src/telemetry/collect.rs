@@ -212,7 +212,8 @@ fn process(out: &mut Exposition, telemetry: &Telemetry) {
     }
 }
 
-fn resident_bytes() -> Option<u64> {
+/// Memory of this process that is in RAM.
+pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
