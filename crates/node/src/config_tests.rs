@@ -91,3 +91,14 @@ fn a_malformed_member_is_named() {
         assert!(message.contains("host:port"), "{message}");
     }
 }
+
+#[test]
+fn an_endless_address_is_refused_and_not_repeated() {
+    let endless = "a".repeat(4 << 20);
+    for text in [&endless, &format!("{endless}:7400"), &format!("node-1:{}7400", "0".repeat(4 << 20))] {
+        let error = check_address("the address of the new node", text).expect_err("a refusal").to_string();
+        assert!(error.len() < 300 && error.contains("not host:port"), "{} bytes", error.len());
+    }
+    let error = parse_member(&endless).expect_err("a refusal").to_string();
+    assert!(error.len() < 300, "{} bytes", error.len());
+}

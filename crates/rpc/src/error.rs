@@ -32,6 +32,7 @@ use std::fmt;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
+use understudy_types::shown::cut;
 use understudy_types::{Lsn, Position, TimelineId};
 
 use crate::convert::escape;
@@ -42,6 +43,11 @@ pub const DOMAIN: &str = "understudy";
 
 /// How much of a key goes into an error, in characters: status details travel in HTTP/2 headers.
 const KEY_CHARS_MAX: usize = 256;
+/// Of a message, in characters. What a message repeats is cut where it is made; this is for what was overlooked, and for
+/// what other libraries say.
+const MESSAGE_CHARS_MAX: usize = 1_000;
+/// Of each fact, in characters.
+const FACT_CHARS_MAX: usize = 512;
 
 /// Why a request was not carried out, in a word that does not change between versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -507,10 +513,11 @@ impl RpcError {
 impl From<RpcError> for Status {
     fn from(error: RpcError) -> Status {
         let code = error.code();
-        let metadata: HashMap<String, String> = error.metadata.into_iter().collect();
+        let facts = error.metadata.into_iter().map(|(key, value)| (key, cut(&value, FACT_CHARS_MAX)));
+        let metadata: HashMap<String, String> = facts.collect();
         Status::with_error_details(
             code,
-            error.message,
+            cut(&error.message, MESSAGE_CHARS_MAX),
             ErrorDetails::with_error_info(error.reason.as_str(), DOMAIN, metadata),
         )
     }

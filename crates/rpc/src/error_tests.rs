@@ -110,3 +110,11 @@ fn what_others_answer_is_not_mistaken_for_ours() {
     let later = ErrorDetails::with_error_info("SOMETHING_NEW", DOMAIN, HashMap::new());
     assert_eq!(RpcError::from_status(&Status::with_error_details(Code::Aborted, "x", later)), None);
 }
+
+#[test]
+fn what_was_overlooked_is_cut_before_it_becomes_a_header() {
+    let error = RpcError::invalid_argument("x".repeat(4 << 20)).with("limit", "y".repeat(4 << 20));
+    let status = Status::from(error);
+    assert_eq!(status.message().len(), MESSAGE_CHARS_MAX + 3);
+    assert!(status.details().len() < MESSAGE_CHARS_MAX + 2 * FACT_CHARS_MAX, "{} bytes of details", status.details().len());
+}
