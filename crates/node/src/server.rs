@@ -534,7 +534,8 @@ impl Server {
         let opened =
             opened.unwrap_or_else(|error| Err(ServerError::Failed(format!("the engine did not open: {error}"))))?;
         let engine = &opened.engine;
-        tracing::info!(wal_end = %engine.wal().end(), applied = %*engine.visible().borrow(), elapsed_ms = began.elapsed().as_millis(),
+        let applied = *engine.visible().borrow();
+        tracing::info!(wal_end = %engine.wal().end(), %applied, elapsed_ms = began.elapsed().as_millis(),
             "recovered");
         Ok(opened)
     }

@@ -157,12 +157,17 @@ fn members(out: &mut Exposition, view: &NodeView) {
 
 fn wal(out: &mut Exposition, engine: &Engine) {
     let wal = engine.wal();
+    // One borrow at a time: in the array all of them would be held until it is complete.
+    let written = *wal.written().borrow();
+    let flushed = *wal.flushed().borrow();
+    let safe = *engine.safe().borrow();
+    let applied = engine.visible().borrow().lsn;
     let positions = [
         ("appended", wal.end().lsn),
-        ("written", *wal.written().borrow()),
-        ("flushed", *wal.flushed().borrow()),
-        ("safe", *engine.safe().borrow()),
-        ("applied", engine.visible().borrow().lsn),
+        ("written", written),
+        ("flushed", flushed),
+        ("safe", safe),
+        ("applied", applied),
     ];
     for (position, lsn) in positions {
         out.count(&table::WAL_POSITION, &[position], lsn.get());
