@@ -37,7 +37,7 @@ use crate::identity::{DataDir, random_u64};
 use crate::mesh::{BEAT_INTERVAL, EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
 use crate::services::{self, Places, ServiceParts};
-use crate::telemetry::collect::Collector;
+use crate::telemetry::collect::{Collector, CollectorParts};
 use crate::telemetry::{self, Telemetry};
 use crate::upstream::Upstream;
 use crate::view::NodeView;
@@ -192,8 +192,7 @@ impl Server {
         control.stand_aside(data_dir.identity().system_id != SystemId::default());
         let stop_serving = CancellationToken::new();
         let (outgoing, outgoing_rx) = watch::channel(Outgoing::default());
-        let standing =
-            watch::Sender::new(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
+        let standing = watch::Sender::new(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let (answers_tx, answers) = mpsc::channel(ANSWERS_MAX);
         let (fresh, confirmed) = watch::channel(None);
@@ -228,10 +227,14 @@ impl Server {
         let places = Arc::new(Places::new(services::room_for(config.max_connections)));
         if let Some(http) = http {
             let name = config.name.to_string();
-            http.serve(
-                Collector::new(name, view_rx.clone(), confirmer.clone(), telemetry.clone(), Arc::clone(&places)),
-                stop_serving.clone(),
-            );
+            let parts = CollectorParts {
+                view: view_rx.clone(),
+                confirmer: confirmer.clone(),
+                telemetry: telemetry.clone(),
+                places: Arc::clone(&places),
+                upstream: Arc::clone(&upstream),
+            };
+            http.serve(Collector::new(name, parts), stop_serving.clone());
         }
         let (health, serving) = services::spawn(ServiceParts {
             listener,

@@ -38,7 +38,7 @@ use crate::upstream::Upstream;
 use crate::view::NodeView;
 
 use budget::{Budget, Budgeted, Limits};
-pub use cluster::{NOT_WRITABLE, not_writable};
+pub use cluster::{MEMBER_STATES, MemberWords, NOT_WRITABLE, SYNC_STATES, member_words, not_writable};
 pub use health::Health;
 pub use port::places::Places;
 pub use port::room_for;
@@ -56,6 +56,11 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// What one connection may send before it is read, in bytes.
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 const FRAME_BYTES_MAX: u32 = 1 << 20;
+
+/// The state of replication; none when this node is not the primary.
+pub fn replication_of(view: &NodeView, upstream: &Upstream) -> Option<v1::ReplicationResponse> {
+    cluster::Primary::of(view, upstream).map(|primary| replication::replication(&primary))
+}
 
 /// What the services stand on.
 pub struct ServiceParts<G> {
