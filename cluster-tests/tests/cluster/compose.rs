@@ -43,6 +43,29 @@ impl Case {
         self.scenario.workload.wait_more(SOME, SOME, PATIENCE).await.map(drop)
     }
 
+    /// A fault of the primary's container that lasts for at least `lasts`; another node takes over meanwhile, and then this
+    /// one comes back.
+    async fn fault(
+        &self,
+        begin: impl FnOnce(&Compose, &str) -> Result<()>,
+        lasts: Duration,
+        end: impl FnOnce(&Compose, &str) -> Result<()>,
+    ) -> Result<()> {
+        let timeline = self.scenario.workload.progress().timeline();
+        begin(&self.compose, &self.primary)?;
+        let lasts = tokio::time::sleep(lasts);
+        self.fails_over(timeline).await?;
+        lasts.await;
+        end(&self.compose, &self.primary)?;
+        let rejoined = self.scenario.cluster.wait_rejoined(&self.primary, PATIENCE).await;
+        rejoined.with_context(|| self.compose.logs()).map(drop)
+    }
+
+    async fn killed_and_started(&self) -> Result<()> {
+        let kill = |compose: &Compose, name: &str| compose.on("kill", name);
+        self.fault(kill, Duration::ZERO, |compose, name| compose.on("start", name)).await
+    }
+
     async fn end(self) -> Result<()> {
         let Case { name, compose, scenario, from, .. } = self;
         let to = scenario.workload.recorder.now();
@@ -62,37 +85,22 @@ impl Case {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_primarys_container_is_killed() -> Result<()> {
     let Some(case) = Case::begin("kill").await? else { return Ok(()) };
-    let timeline = case.scenario.workload.progress().timeline();
-    case.compose.on("kill", &case.primary)?;
-    case.fails_over(timeline).await?;
-    case.compose.on("start", &case.primary)?;
-    case.scenario.cluster.wait_rejoined(&case.primary, PATIENCE).await?;
+    case.killed_and_started().await?;
     case.end().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_primarys_container_is_paused() -> Result<()> {
     let Some(case) = Case::begin("pause").await? else { return Ok(()) };
-    let timeline = case.scenario.workload.progress().timeline();
-    case.compose.on("pause", &case.primary)?;
-    let lasts = tokio::time::sleep(LASTS);
-    case.fails_over(timeline).await?;
-    lasts.await;
-    case.compose.on("unpause", &case.primary)?;
-    case.scenario.cluster.wait_rejoined(&case.primary, PATIENCE).await?;
+    let pause = |compose: &Compose, name: &str| compose.on("pause", name);
+    case.fault(pause, LASTS, |compose, name| compose.on("unpause", name)).await?;
     case.end().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_primarys_container_is_disconnected() -> Result<()> {
     let Some(case) = Case::begin("disconnect").await? else { return Ok(()) };
-    let timeline = case.scenario.workload.progress().timeline();
-    case.compose.disconnect(&case.primary)?;
-    let lasts = tokio::time::sleep(LASTS);
-    case.fails_over(timeline).await?;
-    lasts.await;
-    case.compose.connect(&case.primary)?;
-    case.scenario.cluster.wait_rejoined(&case.primary, PATIENCE).await.with_context(|| case.compose.logs())?;
+    case.fault(Compose::disconnect, LASTS, Compose::connect).await?;
     case.end().await
 }
 
@@ -145,11 +153,7 @@ async fn a_standbys_volume_is_removed() -> Result<()> {
     };
     case.scenario.cluster.wait_for("the new node to vote", PATIENCE, votes).await?;
     // It counts like any other: the primary may go now.
-    let timeline = case.scenario.workload.progress().timeline();
-    case.compose.on("kill", &case.primary)?;
-    case.fails_over(timeline).await?;
-    case.compose.on("start", &case.primary)?;
-    case.scenario.cluster.wait_rejoined(&case.primary, PATIENCE).await?;
+    case.killed_and_started().await?;
     case.end().await
 }
 

@@ -252,7 +252,7 @@ async fn every_node_shows_metrics_and_readiness() -> Result<()> {
     for (name, address) in &http_ports {
         options = options.node(name, &["--http-listen", address]);
     }
-    let cluster = Cluster::start(&options).await?;
+    let mut cluster = Cluster::start(&options).await?;
     let primary = cluster.wait_settled().await?;
     let client = Client::connect(cluster.endpoints(), ClientOptions::default()).await?;
     for n in 0..10 {
@@ -271,6 +271,25 @@ async fn every_node_shows_metrics_and_readiness() -> Result<()> {
         assert_eq!(sample(&text, &format!("understudy_role{{role=\"{role}\"}}")), Some(1.0), "{text}");
         assert_eq!(sample(&text, "understudy_timeline"), Some(1.0), "{text}");
         assert_eq!(sample(&text, "understudy_writable"), Some(1.0), "{text}");
+        for member in &names {
+            let state = if *member == primary { "running" } else { "streaming" };
+            let of = |metric: &str, label: &str| sample(&text, &format!("{metric}{{member=\"{member}\"{label}}}"));
+            assert_eq!(of("understudy_member_state", &format!(",state=\"{state}\"")), Some(1.0), "{name}: {text}");
+            assert_eq!(of("understudy_member_state", ",state=\"seeding\""), Some(0.0), "{name}: {text}");
+            let sync = if *member == primary { 0.0 } else { 1.0 };
+            assert_eq!(of("understudy_member_sync_state", ",sync_state=\"quorum\""), Some(sync), "{name}: {text}");
+            assert_eq!(of("understudy_member_damaged", ""), Some(0.0), "{name}: {text}");
+            let lag = of("understudy_standby_lag_bytes", ",position=\"apply\"");
+            assert_eq!(lag.is_some(), *name == primary && *member != primary, "{name}: {text}");
+        }
+        assert!(sample(&text, "understudy_wal_kept_bytes").is_some_and(|bytes| bytes > 0.0), "{text}");
+        assert!(sample(&text, "understudy_wal_oldest_bytes").is_some(), "{text}");
+        assert_eq!(sample(&text, "understudy_commits_waiting"), Some(0.0), "{text}");
+        assert_eq!(sample(&text, "understudy_commits_waiting_oldest_seconds"), Some(0.0), "{text}");
+        assert_eq!(sample(&text, "understudy_read_lease"), Some(0.0), "{text}");
+        assert_eq!(sample(&text, "understudy_grpc_connections_max"), Some(2000.0), "{text}");
+        let connections = sample(&text, "understudy_grpc_connections{place=\"ordinary\"}");
+        assert!(connections.is_some_and(|count| count >= 2.0), "{text}");
         assert!(sample(&text, "understudy_wal_fsync_seconds_count").is_some_and(|count| count > 0.0), "{text}");
         let stage = if *name == primary { "flush" } else { "remote_flush" };
         let stage = format!("understudy_commit_stage_seconds_count{{stage=\"{stage}\"}}");
@@ -288,6 +307,43 @@ async fn every_node_shows_metrics_and_readiness() -> Result<()> {
     for standby in cluster.names().iter().filter(|name| **name != primary) {
         let sent = sample(&text, &format!("understudy_standby_sent_bytes{{member=\"{standby}\"}}"));
         assert!(sent.is_some_and(|sent| sent > 0.0), "{standby}: {text}");
+        assert_eq!(
+            sample(&text, &format!("understudy_standby_connected{{member=\"{standby}\"}}")),
+            Some(1.0),
+            "{text}"
+        );
+    }
+    cluster.client(&primary, PATIENCE).set_settings(&[("linearizable_reads", "lease")]).await?;
+    let leased = async {
+        loop {
+            let (_, text) = get(&http_ports[&primary], "/metrics").await?;
+            if sample(&text, "understudy_read_lease") == Some(1.0) {
+                return Ok::<_, anyhow::Error>(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, leased).await??;
+    // A commit that nobody can acknowledge is seen to wait.
+    for standby in cluster.names().iter().filter(|name| **name != primary) {
+        cluster.freeze(standby)?;
+    }
+    let waiting = client.put("key-0", "value");
+    let seen = async {
+        loop {
+            let (_, text) = get(&http_ports[&primary], "/metrics").await?;
+            if sample(&text, "understudy_commits_waiting_oldest_seconds").is_some_and(|age| age > 0.05) {
+                return Ok::<_, anyhow::Error>(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        seen = tokio::time::timeout(PATIENCE, seen) => seen??,
+        acknowledged = waiting => anyhow::bail!("it was acknowledged: {acknowledged:?}"),
+    }
+    for standby in cluster.names().iter().filter(|name| **name != primary) {
+        cluster.thaw(standby)?;
     }
     cluster.finish().await
 }

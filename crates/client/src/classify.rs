@@ -55,7 +55,9 @@ fn of_node(error: RpcError) -> Failed {
         // Somebody wants the wait to end: whoever waits is told, and asks again if he wants to.
         Reason::CommitOutcomeUnknown if error.get("why") == Some("cancelled") => Next::Reject(error.clone()),
         Reason::CommitOutcomeUnknown => Next::Find,
-        Reason::QueueFull | Reason::PositionNotReached | Reason::TooStale | Reason::TooManyReads => Next::Pause,
+        Reason::QueueFull | Reason::PositionNotReached | Reason::TooStale | Reason::TooManyReads | Reason::NodeBusy => {
+            Next::Pause
+        }
         Reason::PreconditionFailed
         | Reason::LimitExceeded
         | Reason::InvalidArgument

@@ -16,10 +16,10 @@ mod units;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use understudy_types::shown::shown;
 use understudy_types::{DurabilityLevel, SyncMode};
 
 pub use self::error::SettingError;
-use self::error::shown;
 pub use self::nearest::nearest;
 pub use self::table::SETTINGS;
 pub use self::units::{parse_bytes, parse_ms, print_bytes, print_ms};

@@ -226,7 +226,9 @@ pub(crate) fn open_primary(
     }
     // What was reached before the applier could see the session.
     session.visible.release(shared.visible_now().lsn);
-    session.flushed.release(*shared.wal.flushed().borrow());
+    // Copied out: releasing takes locks, and who holds those may want to borrow it.
+    let flushed = *shared.wal.flushed().borrow();
+    session.flushed.release(flushed);
     shared.open_safe_gate(true);
     tracing::info!(%timeline, begin = %before.lsn, safe = %safe_lsn, "opened a timeline");
     Ok(())

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use understudy_core::settings::{self, SettingError, Settings};
 use understudy_types::limits::MEMBERS_MAX;
+use understudy_types::shown::shown;
 use understudy_types::{NodeName, SegmentSize};
 
 pub use load::{ConfigErrors, Sources, check_file, load, strange_variables};
@@ -60,6 +61,8 @@ pub struct ServerConfig {
     pub log_level: String,
     /// Where the HTTP port listens; none for no such port.
     pub http_listen: Option<SocketAddr>,
+    /// Connections of the gRPC port, part of them kept for the members of the cluster.
+    pub max_connections: usize,
     /// Where each value comes from that somebody gave, by the name of the setting; those of the cluster too.
     pub origins: BTreeMap<String, Origin>,
     /// What it was put together from.
@@ -74,7 +77,7 @@ pub enum ConfigError {
     Address {
         /// Which one.
         setting: String,
-        /// What was given.
+        /// What was given, cut if it was long.
         text: String,
     },
     /// Others cannot connect to an address that means every interface.
@@ -91,7 +94,7 @@ pub enum ConfigError {
         "\"{text}\" in the initial cluster is not name=host:port; give for example a=10.0.0.1:7400,b=10.0.0.2:7400"
     )]
     Member {
-        /// What was given.
+        /// What was given, cut if it was long.
         text: String,
     },
     /// Two members have the same name or address.
@@ -260,23 +263,29 @@ impl ServerConfig {
     }
 }
 
+/// Of a name in DNS, in bytes.
+const HOST_BYTES_MAX: usize = 253;
+
 /// Checks that `text` is `host:port` with a port that can be connected to. A numeric IPv6 host stands in brackets.
 ///
 /// # Errors
 /// When it is not; `setting` names it in the message.
 pub fn check_address(setting: &str, text: &str) -> Result<(), ConfigError> {
     let well_formed = text.rsplit_once(':').is_some_and(|(host, port)| {
-        let port_ok = port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
+        let port_ok = port.len() <= 5
+            && port.bytes().all(|b| b.is_ascii_digit())
+            && port.parse::<u16>().is_ok_and(|port| port != 0);
         let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
         let host_ok = match bracketed {
             Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
             None => {
-                !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+                (1..=HOST_BYTES_MAX).contains(&host.len())
+                    && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
             }
         };
         port_ok && host_ok
     });
-    well_formed.then_some(()).ok_or_else(|| ConfigError::Address { setting: setting.to_owned(), text: text.to_owned() })
+    well_formed.then_some(()).ok_or_else(|| ConfigError::Address { setting: setting.to_owned(), text: shown(text) })
 }
 
 /// Parses one member of `--initial-cluster`: `name=host:port`.
@@ -284,7 +293,7 @@ pub fn check_address(setting: &str, text: &str) -> Result<(), ConfigError> {
 /// # Errors
 /// When it is not of that form, the name is not a node's, or the address is not one.
 pub fn parse_member(text: &str) -> Result<(NodeName, String), ConfigError> {
-    let member = || ConfigError::Member { text: text.to_owned() };
+    let member = || ConfigError::Member { text: shown(text) };
     let (name, address) = text.trim().split_once('=').ok_or_else(member)?;
     let name: NodeName = name.parse().map_err(|_| member())?;
     check_address(&format!("the address of {name} in the initial cluster"), address)?;

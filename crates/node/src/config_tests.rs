@@ -15,6 +15,7 @@ fn config() -> ServerConfig {
         settings: Settings::default(),
         log_format: LogFormat::Text,
         log_level: "info".to_owned(),
+        max_connections: 2000,
         origins: BTreeMap::new(),
         sources: Sources::default(),
     }
@@ -89,4 +90,15 @@ fn a_malformed_member_is_named() {
         let message = parse_member(bad).expect_err(bad).to_string();
         assert!(message.contains("host:port"), "{message}");
     }
+}
+
+#[test]
+fn an_endless_address_is_refused_and_not_repeated() {
+    let endless = "a".repeat(4 << 20);
+    for text in [&endless, &format!("{endless}:7400"), &format!("node-1:{}7400", "0".repeat(4 << 20))] {
+        let error = check_address("the address of the new node", text).expect_err("a refusal").to_string();
+        assert!(error.len() < 300 && error.contains("not host:port"), "{} bytes", error.len());
+    }
+    let error = parse_member(&endless).expect_err("a refusal").to_string();
+    assert!(error.len() < 300, "{} bytes", error.len());
 }

@@ -8,6 +8,7 @@ use super::*;
 use crate::confirmer::Confirmer;
 use crate::mesh::{Answer, Outgoing};
 use crate::telemetry::Telemetry;
+use crate::telemetry::collect::CollectorParts;
 use crate::view::NodeView;
 
 /// A port of a node that belongs to no cluster yet.
@@ -35,7 +36,10 @@ async fn port() -> Port {
         waiting_for: Some("no cluster has been \"made\" yet".to_owned()),
     });
     let telemetry = Telemetry::start("a", me, true).unwrap();
-    port.serve(Collector::new("a".to_owned(), view_rx, confirmer, telemetry.clone()), stop.clone());
+    let places = Arc::new(crate::services::Places::new(64));
+    let upstream = Arc::new(crate::upstream::Upstream::new(telemetry.clone()));
+    let parts = CollectorParts { view: view_rx, confirmer, telemetry: telemetry.clone(), places, upstream };
+    port.serve(Collector::new("a".to_owned(), parts), stop.clone());
     Port { address, telemetry, stop, _kept: (view, answers_tx) }
 }
 

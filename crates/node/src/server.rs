@@ -36,8 +36,8 @@ use crate::http::HttpPort;
 use crate::identity::{DataDir, random_u64};
 use crate::mesh::{BEAT_INTERVAL, EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
-use crate::services::{self, ServiceParts};
-use crate::telemetry::collect::Collector;
+use crate::services::{self, Places, ServiceParts};
+use crate::telemetry::collect::{Collector, CollectorParts};
 use crate::telemetry::{self, Telemetry};
 use crate::upstream::Upstream;
 use crate::view::NodeView;
@@ -235,15 +235,21 @@ impl Server {
             incarnation: me.incarnation,
             control: control.clone(),
         };
+        let places = Arc::new(Places::new(services::room_for(config.max_connections)));
         if let Some(http) = http {
             let name = config.name.to_string();
-            http.serve(
-                Collector::new(name, view_rx.clone(), confirmer.clone(), telemetry.clone()),
-                stop_serving.clone(),
-            );
+            let parts = CollectorParts {
+                view: view_rx.clone(),
+                confirmer: confirmer.clone(),
+                telemetry: telemetry.clone(),
+                places: Arc::clone(&places),
+                upstream: Arc::clone(&upstream),
+            };
+            http.serve(Collector::new(name, parts), stop_serving.clone());
         }
         let (health, serving) = services::spawn(ServiceParts {
             listener,
+            places,
             view: view_rx,
             confirmer: confirmer.clone(),
             confirmed: mesh.confirmed.clone(),
@@ -544,7 +550,8 @@ impl Server {
         let opened =
             opened.unwrap_or_else(|error| Err(ServerError::Failed(format!("the engine did not open: {error}"))))?;
         let engine = &opened.engine;
-        tracing::info!(wal_end = %engine.wal().end(), applied = %*engine.visible().borrow(), elapsed_ms = began.elapsed().as_millis(),
+        let applied = *engine.visible().borrow();
+        tracing::info!(wal_end = %engine.wal().end(), %applied, elapsed_ms = began.elapsed().as_millis(),
             "recovered");
         Ok(opened)
     }

@@ -22,6 +22,7 @@
 //! | `POSITION_TOO_OLD` | `OUT_OF_RANGE` | `timeline`, `lsn`, `horizon_lsn` | no |
 //! | `TOO_STALE` | `UNAVAILABLE` | `staleness_ms`, `fresher`, `fresher_address` | no |
 //! | `TOO_MANY_READS` | `RESOURCE_EXHAUSTED` | `limit` | no |
+//! | `NODE_BUSY` | `RESOURCE_EXHAUSTED` | `limit` | no |
 //! | `NOT_LEADER` | `FAILED_PRECONDITION` | `leader`, `leader_address` | no |
 //! | `WAL_REMOVED` | `FAILED_PRECONDITION` | `segment`, `asked`, `first` | no |
 //! | `INTERNAL` | `INTERNAL` | | perhaps |
@@ -31,6 +32,7 @@ use std::fmt;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
+use understudy_types::shown::cut;
 use understudy_types::{Lsn, Position, TimelineId};
 
 use crate::convert::escape;
@@ -41,6 +43,11 @@ pub const DOMAIN: &str = "understudy";
 
 /// How much of a key goes into an error, in characters: status details travel in HTTP/2 headers.
 const KEY_CHARS_MAX: usize = 256;
+/// Of a message, in characters. What a message repeats is cut where it is made; this is for what was overlooked, and for
+/// what other libraries say.
+const MESSAGE_CHARS_MAX: usize = 1_000;
+/// Of each fact, in characters.
+const FACT_CHARS_MAX: usize = 512;
 
 /// Why a request was not carried out, in a word that does not change between versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,6 +84,8 @@ pub enum Reason {
     TooStale,
     /// More reads wait, or more scans are under way, than the node takes.
     TooManyReads,
+    /// The node has as many connections, requests or bytes of requests as it takes.
+    NodeBusy,
     /// Another node leads the control plane.
     NotLeader,
     /// A standby needs WAL that its upstream has removed: it is seeded.
@@ -87,7 +96,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 19] = [
+    pub const ALL: [Reason; 20] = [
         Self::NotPrimary,
         Self::NoPrimary,
         Self::NotReady,
@@ -104,6 +113,7 @@ impl Reason {
         Self::PositionTooOld,
         Self::TooStale,
         Self::TooManyReads,
+        Self::NodeBusy,
         Self::NotLeader,
         Self::WalRemoved,
         Self::Internal,
@@ -128,6 +138,7 @@ impl Reason {
             Self::PositionTooOld => "POSITION_TOO_OLD",
             Self::TooStale => "TOO_STALE",
             Self::TooManyReads => "TOO_MANY_READS",
+            Self::NodeBusy => "NODE_BUSY",
             Self::NotLeader => "NOT_LEADER",
             Self::WalRemoved => "WAL_REMOVED",
             Self::Internal => "INTERNAL",
@@ -152,6 +163,7 @@ impl Reason {
             | Self::PositionNotReached
             | Self::TooStale
             | Self::TooManyReads
+            | Self::NodeBusy
             | Self::NotLeader
             | Self::Internal => true,
             Self::PositionAbandoned
@@ -184,6 +196,7 @@ impl Reason {
             | Self::PositionTooOld
             | Self::TooStale
             | Self::TooManyReads
+            | Self::NodeBusy
             | Self::NotLeader
             | Self::WalRemoved => false,
         }
@@ -443,6 +456,15 @@ impl RpcError {
         Self::new(Reason::TooManyReads, message).with("limit", limit)
     }
 
+    /// The node has `limit` of something already: `doing`, like "connections are open".
+    pub fn node_busy(asked: &str, limit: usize, doing: &str) -> Self {
+        let message = format!(
+            "{asked} cannot be taken: {limit} {doing} on this node already, the most that it takes; nothing was done; \
+             try again after a pause"
+        );
+        Self::new(Reason::NodeBusy, message).with("limit", limit)
+    }
+
     fn at(self, position: Position) -> Self {
         self.with("timeline", position.timeline.get()).with("lsn", position.lsn.get())
     }
@@ -467,7 +489,7 @@ impl RpcError {
             | Reason::PositionNotReached
             | Reason::TooStale => Code::Unavailable,
             Reason::PositionTooOld => Code::OutOfRange,
-            Reason::TooManyReads => Code::ResourceExhausted,
+            Reason::TooManyReads | Reason::NodeBusy => Code::ResourceExhausted,
             Reason::PreconditionFailed => Code::Aborted,
             Reason::CommitOutcomeUnknown if self.get("why") == Some(UnknownWhy::Deadline.as_str()) => {
                 Code::DeadlineExceeded
@@ -491,10 +513,11 @@ impl RpcError {
 impl From<RpcError> for Status {
     fn from(error: RpcError) -> Status {
         let code = error.code();
-        let metadata: HashMap<String, String> = error.metadata.into_iter().collect();
+        let facts = error.metadata.into_iter().map(|(key, value)| (key, cut(&value, FACT_CHARS_MAX)));
+        let metadata: HashMap<String, String> = facts.collect();
         Status::with_error_details(
             code,
-            error.message,
+            cut(&error.message, MESSAGE_CHARS_MAX),
             ErrorDetails::with_error_info(error.reason.as_str(), DOMAIN, metadata),
         )
     }

@@ -26,6 +26,7 @@ fn samples() -> Vec<RpcError> {
         RpcError::too_stale("a read", 500, Some(900), Some(("b", "10.0.0.2:7400"))),
         RpcError::too_stale("a read", 500, None, None),
         RpcError::too_many_reads("a read", 4096, "reads wait"),
+        RpcError::node_busy("the request", 2000, "connections are open"),
         RpcError::not_leader("a proposal", Some(("c", "10.0.0.3:7400"))),
         RpcError::not_leader("a proposal", None),
         RpcError::wal_removed(
@@ -80,6 +81,7 @@ fn codes_are_those_of_the_table() {
     assert_eq!(code(Reason::PositionTooOld), Some(Code::OutOfRange));
     assert_eq!(code(Reason::TooStale), Some(Code::Unavailable));
     assert_eq!(code(Reason::TooManyReads), Some(Code::ResourceExhausted));
+    assert_eq!(code(Reason::NodeBusy), Some(Code::ResourceExhausted));
     assert_eq!(RpcError::commit_outcome_unknown(None, UnknownWhy::Deadline).code(), Code::DeadlineExceeded);
     assert_eq!(RpcError::commit_outcome_unknown(None, UnknownWhy::StepDown).code(), Code::Unavailable);
     assert_eq!(RpcError::commit_outcome_unknown(None, UnknownWhy::Stopping).code(), Code::Unavailable);
@@ -107,4 +109,12 @@ fn what_others_answer_is_not_mistaken_for_ours() {
     assert_eq!(RpcError::from_status(&Status::with_error_details(Code::FailedPrecondition, "x", foreign)), None);
     let later = ErrorDetails::with_error_info("SOMETHING_NEW", DOMAIN, HashMap::new());
     assert_eq!(RpcError::from_status(&Status::with_error_details(Code::Aborted, "x", later)), None);
+}
+
+#[test]
+fn what_was_overlooked_is_cut_before_it_becomes_a_header() {
+    let error = RpcError::invalid_argument("x".repeat(4 << 20)).with("limit", "y".repeat(4 << 20));
+    let status = Status::from(error);
+    assert_eq!(status.message().len(), MESSAGE_CHARS_MAX + 3);
+    assert!(status.details().len() < MESSAGE_CHARS_MAX + 2 * FACT_CHARS_MAX, "{} bytes of details", status.details().len());
 }

@@ -10,6 +10,7 @@ pub mod limits;
 mod lsn;
 mod name;
 mod segment;
+pub mod shown;
 mod timeline;
 mod token;
 

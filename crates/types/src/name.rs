@@ -64,7 +64,7 @@ impl fmt::Display for NodeName {
     "\"{text}\" is not a node name: expected 1 to 63 letters, digits, '_', '-' or '.', beginning with a letter or a digit"
 )]
 pub struct NameError {
-    /// What was given.
+    /// What was given, cut if it was long.
     pub text: String,
 }
 
@@ -75,7 +75,7 @@ impl FromStr for NodeName {
         let begins_well = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
         let fits = text.len() <= Self::BYTES_MAX && begins_well && text.bytes().all(allowed);
-        fits.then(|| Self(text.to_owned())).ok_or_else(|| NameError { text: text.to_owned() })
+        fits.then(|| Self(text.to_owned())).ok_or_else(|| NameError { text: crate::shown::shown(text) })
     }
 }
 

@@ -2,9 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How much of what was given stands in a message, in characters.
-const SHOWN_CHARS_MAX: usize = 80;
-
 /// Why a setting was refused. Names what was asked, what is so, and what would do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum SettingError {
@@ -47,12 +44,4 @@ fn meant(nearest: Option<&str>) -> String {
         || "; \"understudy config show\" lists all there are".to_owned(),
         |name| format!("; did you mean {name}?"),
     )
-}
-
-/// As much of a text as goes into a message.
-pub(super) fn shown(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_CHARS_MAX) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text.to_owned(),
-    }
 }

@@ -17,6 +17,7 @@ use crate::view::{NodeSeen, NodeView};
 impl Agent {
     /// For [`understudy_core::reconcile`].
     pub(super) fn node_state(&self) -> NodeState {
+        let applied = self.engine.visible().borrow().lsn;
         NodeState {
             me: self.me.node_id,
             incarnation: self.incarnation(),
@@ -25,7 +26,7 @@ impl Agent {
             sealed: self.promises.sealed,
             seal_complete: self.seal_complete,
             wal_end: self.engine.wal().end(),
-            applied: self.engine.visible().borrow().lsn,
+            applied,
             following: self.follower.as_ref().map(|follower| follower.following),
             damaged: self.promises.damaged,
             damage_epoch: self.promises.damage_epoch,
@@ -81,14 +82,19 @@ impl Agent {
         };
         let sealed = self.promises.sealed;
         let lost = self.table.lost(self.primary_timeout(), now);
+        // Copied out one by one: a borrow in the literal below would be held until the last of it, over the other borrows.
+        let flush_lsn = *self.engine.wal().flushed().borrow();
+        let apply_lsn = self.engine.visible().borrow().lsn;
+        let safe_lsn = *self.engine.safe().borrow();
+        let lease_left_ms = self.standing.borrow().grants.left_ms(boot_ms());
         NodeReport {
             incarnation: self.incarnation(),
             role: self.role(),
             timeline,
             wal_end: self.engine.wal().end(),
-            flush_lsn: *self.engine.wal().flushed().borrow(),
-            apply_lsn: self.engine.visible().borrow().lsn,
-            safe_lsn: *self.engine.safe().borrow(),
+            flush_lsn,
+            apply_lsn,
+            safe_lsn,
             seal: (sealed > TimelineId::NONE).then_some(Seal { timeline: sealed, complete: self.seal_complete }),
             damaged: self.promises.damaged,
             damage_epoch: self.promises.damage_epoch,
@@ -105,7 +111,7 @@ impl Agent {
             generation: self.cluster.generation,
             hears: self.table.hears(self.primary_timeout(), now),
             lost,
-            lease_left_ms: self.standing.borrow().grants.left_ms(boot_ms()),
+            lease_left_ms,
         }
     }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use understudy_core::settings::{self, SETTINGS, nearest};
 use understudy_types::SegmentSize;
+use understudy_types::shown::cut;
 
 use super::file::{self, Given};
 use super::origin::{Origin, flag, variable};
@@ -141,8 +142,7 @@ fn draft(given: &BTreeMap<String, Given>, errors: &mut Vec<ConfigError>) -> Draf
 }
 
 fn value_error(name: &str, origin: &Origin, text: &str, why: String) -> ConfigError {
-    let text = text.chars().take(200).collect();
-    ConfigError::Value { name: name.to_owned(), origin: origin.clone(), text, why }
+    ConfigError::Value { name: name.to_owned(), origin: origin.clone(), text: cut(text, 200), why }
 }
 
 /// None when something is missing. What holds between settings is checked only once each is right by itself.
@@ -172,6 +172,7 @@ fn assemble(
         log_format: draft.log_format,
         log_level: draft.log_level,
         http_listen: draft.http_listen,
+        max_connections: draft.max_connections,
         origins: given.into_iter().map(|(name, given)| (name, given.origin)).collect(),
         sources,
     };

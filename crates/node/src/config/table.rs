@@ -55,6 +55,7 @@ pub struct Draft {
     pub(super) no_sync: bool,
     pub(super) log_format: LogFormat,
     pub(super) log_level: String,
+    pub(super) max_connections: usize,
     pub(super) settings: Settings,
 }
 
@@ -93,6 +94,15 @@ fn segment_size(text: &str) -> Result<SegmentSize, String> {
     SegmentSize::new(bytes).map_err(|error| error.to_string())
 }
 
+/// Fewer would leave no room for the members of a small cluster.
+const CONNECTIONS_MIN: usize = 64;
+const CONNECTIONS_MAX: usize = 100_000;
+
+fn connections(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (CONNECTIONS_MIN..=CONNECTIONS_MAX).contains(number));
+    number.ok_or_else(|| format!("not a number of {CONNECTIONS_MIN} to {CONNECTIONS_MAX}"))
+}
+
 fn switch(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" | "1" => Ok(true),
@@ -107,7 +117,7 @@ fn members(text: &str) -> Result<Vec<(NodeName, String)>, String> {
 }
 
 /// The table, in the order in which it is shown.
-pub const SERVER_SETTINGS: [ServerSetting; 11] = [
+pub const SERVER_SETTINGS: [ServerSetting; 12] = [
     ServerSetting {
         name: "name",
         kind: ServerKind::Text,
@@ -172,6 +182,16 @@ pub const SERVER_SETTINGS: [ServerSetting; 11] = [
         doc: "Where its HTTP port listens; there is none unless given",
         set: |draft, text| listen(text).map(|address| draft.http_listen = Some(address)),
         get: |config| config.http_listen.map_or_else(String::new, |address| address.to_string()),
+    },
+    ServerSetting {
+        name: "max_connections",
+        kind: ServerKind::Number,
+        default: Some("2000"),
+        bounds: "64 to 100000",
+        also: None,
+        doc: "Connections to its gRPC port; a quarter of them, at most 256, are kept for the members of the cluster",
+        set: |draft, text| connections(text).map(|number| draft.max_connections = number),
+        get: |config| config.max_connections.to_string(),
     },
     ServerSetting {
         name: "initial_cluster",

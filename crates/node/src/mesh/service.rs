@@ -74,13 +74,14 @@ fn answer(handles: &MeshHandles, beat: &Beat) -> BeatReply {
         // Nobody waits for grants.
         false
     });
+    let freshness = handles.confirmed.borrow().as_ref().map(Confirmed::claim);
     BeatReply {
         node_id: handles.me.node_id.get(),
         incarnation: handles.me.incarnation.get(),
         round: beat.round,
         confirmed,
         sealed_timeline: standing.sealed.get(),
-        freshness: handles.confirmed.borrow().as_ref().map(Confirmed::claim),
+        freshness,
         lease_ms,
     }
 }

@@ -54,11 +54,7 @@ impl ClusterService {
     /// This node as the primary, with the sync list of its timeline, or why it is not to be asked.
     fn primary(&self, asked: &str) -> Result<Primary, RpcError> {
         let view = self.view.borrow().clone();
-        let engine = view.engine.clone().filter(|engine| engine.is_primary().is_some());
-        match (engine, self.upstream.sync()) {
-            (Some(engine), Some(sync)) => Ok(Primary { view, engine, sync }),
-            (Some(_), None) | (None, _) => Err(view.refusal(asked)),
-        }
+        Primary::of(&view, &self.upstream).ok_or_else(|| view.refusal(asked))
     }
 }
 
@@ -70,6 +66,12 @@ pub(super) struct Primary {
 }
 
 impl Primary {
+    /// None when this node is not the primary.
+    pub fn of(view: &NodeView, upstream: &Upstream) -> Option<Primary> {
+        let engine = view.engine.clone().filter(|engine| engine.is_primary().is_some())?;
+        Some(Primary { view: view.clone(), engine, sync: upstream.sync()? })
+    }
+
     pub fn name_of(&self, id: NodeId) -> String {
         name_of(&self.view.cluster, id)
     }
@@ -135,17 +137,41 @@ fn sync_state(cluster: &ClusterState, id: NodeId, member: &Member, is_primary: b
     if named && !member.no_sync { "potential" } else { "async" }
 }
 
-fn member_status(view: &NodeView, id: NodeId, member: &Member, primary_end: Lsn) -> v1::MemberStatus {
+/// All that [`MemberWords::state`] may be.
+pub const MEMBER_STATES: [&str; 8] =
+    ["running", "streaming", "catchup", "startup", "sealed", "seeding", "stays_out", "unreachable"];
+/// All that [`MemberWords::sync_state`] may be, but for the primary's.
+pub const SYNC_STATES: [&str; 4] = ["sync", "quorum", "potential", "async"];
+
+/// A member in words, as `status` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemberWords {
+    /// primary, standby or witness.
+    pub role: &'static str,
+    /// One of [`MEMBER_STATES`].
+    pub state: &'static str,
+    /// One of [`SYNC_STATES`]; empty for the primary and for a witness.
+    pub sync_state: &'static str,
+}
+
+/// How this node sees a member.
+pub fn member_words(view: &NodeView, id: NodeId, member: &Member) -> MemberWords {
     let seen = view.nodes.get(&id);
     let role = role(view, id, member, seen);
+    MemberWords { role, state: state(seen), sync_state: sync_state(&view.cluster, id, member, role == "primary") }
+}
+
+fn member_status(view: &NodeView, id: NodeId, member: &Member, primary_end: Lsn) -> v1::MemberStatus {
+    let seen = view.nodes.get(&id);
+    let words = member_words(view, id, member);
     let leader = view.leadership.leader == Some(id);
     let mut status = v1::MemberStatus {
         node_id: id.to_string(),
         name: member.name.to_string(),
         address: member.address.clone(),
-        role: role.to_owned(),
-        state: state(seen).to_owned(),
-        sync_state: sync_state(&view.cluster, id, member, role == "primary").to_owned(),
+        role: words.role.to_owned(),
+        state: words.state.to_owned(),
+        sync_state: words.sync_state.to_owned(),
         voter: member.voter,
         raft_role: match (leader, member.voter) {
             (true, _) => "leader",

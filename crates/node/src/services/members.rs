@@ -13,7 +13,8 @@ use understudy_core::command::{Command, Outcome, Rejection, StillCounted};
 use understudy_core::state::{ClusterState, Member};
 use understudy_rpc::error::RpcError;
 use understudy_rpc::v1;
-use understudy_types::{NodeId, NodeName};
+use understudy_types::shown::shown;
+use understudy_types::{NameError, NodeId, NodeName};
 
 use crate::bootstrap::identify;
 use crate::config::check_address;
@@ -87,7 +88,7 @@ fn invalid(message: String) -> RpcError {
 
 /// What is to be proposed, once everything that can be seen from here fits.
 async fn plan(view: &watch::Receiver<NodeView>, request: &v1::ReplaceMemberRequest) -> Result<Replacement, RpcError> {
-    let name: NodeName = request.name.parse().map_err(|error| invalid(format!("\"{}\": {error}", request.name)))?;
+    let name: NodeName = request.name.parse().map_err(|error: NameError| invalid(error.to_string()))?;
     let (cluster, old, member) = {
         let view = view.borrow();
         let (old, member) = find(&view.cluster, &name)?;
@@ -151,7 +152,7 @@ fn check_answer(
     }
     let is_named = answer.name.parse::<NodeName>().is_ok_and(|given| given == *name);
     let why = match () {
-        () if !is_named => format!("it is named {}: start it with --name {name}", answer.name),
+        () if !is_named => format!("it is named {}: start it with --name {name}", shown(&answer.name)),
         () if answer.system_id != 0 || !answer.empty => {
             "its data directory is not empty: empty it, and start it again".to_owned()
         }
@@ -162,9 +163,54 @@ fn check_answer(
             cluster.segment_size.map_or(0, |size| size.get())
         ),
         () if answer.address != address => {
-            format!("it advertises {}: start it with --advertise {address}, or give that address", answer.address)
+            format!(
+                "it advertises {}: start it with --advertise {address}, or give that address",
+                shown(&answer.address)
+            )
         }
         () => return Ok(()),
     };
     Err(invalid(format!("the node at {address} cannot take the place of {name}: {why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use understudy_control::Leadership;
+    use understudy_rpc::error::Reason;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_makes_no_sense_is_not_repeated_at_length() {
+        let member = Member {
+            name: "b".parse().expect("a name"),
+            address: "127.0.0.1:1".to_owned(),
+            voter: true,
+            witness: false,
+            failover_priority: 1,
+            no_sync: false,
+        };
+        let cluster = ClusterState { members: BTreeMap::from([(NodeId::new(2), member)]), ..ClusterState::default() };
+        let (_view, view) = watch::channel(NodeView {
+            me: NodeId::new(1),
+            cluster: Arc::new(cluster),
+            leadership: Leadership::default(),
+            engine: None,
+            primary_of: None,
+            nodes: BTreeMap::new(),
+            blocked: None,
+            waiting_for: None,
+        });
+        let endless = "x".repeat(4 << 20);
+        for (name, address) in [(endless.as_str(), ""), ("b", endless.as_str()), ("b", &format!("{endless}:7400"))] {
+            let request = v1::ReplaceMemberRequest { name: name.to_owned(), address: address.to_owned() };
+            let Err(error) = plan(&view, &request).await else { panic!("it was taken") };
+            assert_eq!(error.reason, Reason::InvalidArgument);
+            assert!(error.message.len() < 400, "{} bytes", error.message.len());
+            assert!(error.message.contains(&"x".repeat(80)), "{}", error.message);
+        }
+    }
 }

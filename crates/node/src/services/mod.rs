@@ -1,10 +1,12 @@
 //! The node's one gRPC port.
 
+mod budget;
 mod cluster;
 mod health;
 mod kv;
 mod members;
 mod metered;
+mod port;
 mod reads;
 mod replication;
 mod scan;
@@ -15,13 +17,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tower::layer::util::{Identity, Stack};
 use understudy_control::Control;
 use understudy_replication::ReplicationService;
 use understudy_replication::seed::Seeder;
@@ -36,23 +37,37 @@ use crate::telemetry::Telemetry;
 use crate::upstream::Upstream;
 use crate::view::NodeView;
 
-pub use cluster::{NOT_WRITABLE, not_writable};
+use budget::{Budget, Budgeted, Limits};
+pub use cluster::{MEMBER_STATES, MemberWords, NOT_WRITABLE, SYNC_STATES, member_words, not_writable};
 pub use health::Health;
+pub use port::places::Places;
+pub use port::room_for;
 
 /// The largest request: a commit at its limit with what protobuf adds, in bytes.
 const REQUEST_BYTES_MAX: usize = COMMIT_BYTES_MAX + (4 << 20);
-/// Requests in progress on one connection.
-const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+/// The largest request of an operator: as many settings as there may be in one.
+const OPERATOR_REQUEST_BYTES_MAX: usize = 1 << 20;
+/// The largest request of a probe, or of somebody who asks which services there are.
+const PROBE_BYTES_MAX: usize = 64 << 10;
+/// Requests in progress on one connection. A client that has more under way waits, or opens another connection.
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// What one stream may send before it is read, in bytes: a catching-up standby should not wait for a window.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// What one connection may send before it is read, in bytes.
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 const FRAME_BYTES_MAX: u32 = 1 << 20;
 
+/// The state of replication; none when this node is not the primary.
+pub fn replication_of(view: &NodeView, upstream: &Upstream) -> Option<v1::ReplicationResponse> {
+    cluster::Primary::of(view, upstream).map(|primary| replication::replication(&primary))
+}
+
 /// What the services stand on.
 pub struct ServiceParts<G> {
     /// Bound already, so that a port in use is an error of the start.
     pub listener: TcpListener,
+    /// For its connections.
+    pub places: Arc<Places>,
     /// Published by the agent.
     pub view: watch::Receiver<NodeView>,
     /// For linearizable reads.
@@ -81,6 +96,7 @@ pub struct ServiceParts<G> {
 pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<Result<(), tonic::transport::Error>>) {
     let (health, health_service) = Health::new().await;
     let stop = parts.stop.clone();
+    let telemetry = parts.telemetry.clone();
     let walsenders = parts.upstream.sender_settings_watch();
     let history = parts.upstream.history_watch();
     let replication =
@@ -97,6 +113,9 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
     let settings = settings::SettingsShell::new(parts.view.clone(), parts.control.clone(), parts.config);
     let changes = cluster::Changes { control: parts.control.clone(), settings };
     let cluster = cluster::ClusterService::new(parts.view, parts.confirmer, parts.upstream, changes);
+    let budget = Budget::new(Limits::default());
+    let kv = v1::kv_server::KvServer::new(kv).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let cluster = v1::cluster_server::ClusterServer::new(cluster).max_decoding_message_size(OPERATOR_REQUEST_BYTES_MAX);
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -105,30 +124,26 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .layer(metered::MeteredLayer::new(parts.telemetry))
-        .add_service(health_service)
-        .add_service(v1::kv_server::KvServer::new(kv).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .add_service(v1::cluster_server::ClusterServer::new(cluster))
+        .layer(port::PlacedLayer)
+        .add_service(health_service.max_decoding_message_size(PROBE_BYTES_MAX))
+        .add_service(Budgeted::new(kv, &budget, REQUEST_BYTES_MAX))
+        .add_service(Budgeted::new(cluster, &budget, OPERATOR_REQUEST_BYTES_MAX))
         .add_service(v1::mesh_server::MeshServer::new(parts.mesh))
         .add_service(parts.control.service())
         .add_service(replication.into_server())
-        .add_service(reflection_v1())
-        .add_service(reflection_v1alpha());
-    // Interactive traffic must not wait for more to send (Nagle).
-    let incoming = TcpListenerStream::new(parts.listener).map(|accepted| {
-        accepted.and_then(|stream| {
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        })
-    });
+        .add_service(reflection_v1().max_decoding_message_size(PROBE_BYTES_MAX))
+        .add_service(reflection_v1alpha().max_decoding_message_size(PROBE_BYTES_MAX));
+    let incoming = port::accept(parts.listener, parts.places, &telemetry, port::Times::default());
     let shutdown = async move { stop.cancelled().await };
     (health, tokio::spawn(serve(router, incoming, shutdown)))
 }
 
+/// The outermost last.
+type Layers = Stack<port::PlacedLayer, Stack<metered::MeteredLayer, Identity>>;
+
 async fn serve(
-    router: tonic::transport::server::Router<
-        tower::layer::util::Stack<metered::MeteredLayer, tower::layer::util::Identity>,
-    >,
-    incoming: impl futures::Stream<Item = std::io::Result<tokio::net::TcpStream>>,
+    router: tonic::transport::server::Router<Layers>,
+    incoming: impl futures::Stream<Item = std::io::Result<port::Connection>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     router.serve_with_incoming_shutdown(incoming, shutdown).await

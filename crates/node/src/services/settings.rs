@@ -17,6 +17,7 @@ use understudy_core::state::ClusterState;
 use understudy_core::sync::nobody_can_acknowledge;
 use understudy_rpc::error::{Reason, RpcError};
 use understudy_rpc::v1;
+use understudy_types::shown::shown;
 use understudy_types::{Generation, SystemId};
 
 use super::cluster::name_of;
@@ -29,6 +30,8 @@ const SET_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Names in one request.
 const NAMES_MAX: usize = 1_000;
+/// Errors that one answer tells: it travels in HTTP/2 headers.
+const ERRORS_SHOWN_MAX: usize = 5;
 
 /// Over what the agent publishes, what Raft holds, and what the server was started with.
 pub struct SettingsShell {
@@ -147,13 +150,16 @@ fn changes(request: v1::SetSettingsRequest) -> Result<BTreeMap<String, String>, 
 }
 
 fn refused(errors: &[SettingError]) -> RpcError {
-    let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    let mut all: Vec<String> = errors.iter().take(ERRORS_SHOWN_MAX).map(ToString::to_string).collect();
+    if errors.len() > ERRORS_SHOWN_MAX {
+        all.push(format!("and {} more", errors.len() - ERRORS_SHOWN_MAX));
+    }
     RpcError::invalid_argument(format!("no setting was changed: {}", all.join("; ")))
 }
 
 fn unknown(name: &str) -> SettingError {
     let known = SETTINGS.iter().map(|setting| setting.name).chain(SERVER_SETTINGS.iter().map(|setting| setting.name));
-    SettingError::Unknown { name: name.chars().take(80).collect(), nearest: nearest(name, known).map(str::to_owned) }
+    SettingError::Unknown { name: shown(name), nearest: nearest(name, known).map(str::to_owned) }
 }
 
 fn done(generation: Generation, before: &ClusterState, settings: Settings) -> v1::SetSettingsResponse {

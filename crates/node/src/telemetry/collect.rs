@@ -3,10 +3,12 @@
 //! Nothing is kept between scrapes, so a member that was removed is gone from the next one. To add a gauge: a line in
 //! [`super::table`], and a `set` here, in the function that has what it shows.
 
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use understudy_engine::{Engine, Role};
+use understudy_rpc::v1;
 use understudy_types::{Lsn, NodeId};
 
 use super::Telemetry;
@@ -14,7 +16,8 @@ use super::exposition::Exposition;
 use super::instruments::Instruments;
 use super::table;
 use crate::confirmer::Confirmer;
-use crate::services::{NOT_WRITABLE, not_writable};
+use crate::services::{MEMBER_STATES, NOT_WRITABLE, Places, SYNC_STATES, member_words, not_writable, replication_of};
+use crate::upstream::Upstream;
 use crate::view::NodeView;
 
 const ROLES: [&str; 4] = ["starting", "standby", "sealed", "primary"];
@@ -26,6 +29,22 @@ pub struct Collector {
     view: watch::Receiver<NodeView>,
     confirmer: Confirmer,
     telemetry: Telemetry,
+    places: Arc<Places>,
+    upstream: Arc<Upstream>,
+}
+
+/// What a scrape looks at.
+pub struct CollectorParts {
+    /// Published by the agent.
+    pub view: watch::Receiver<NodeView>,
+    /// Who knows whether a majority stands behind this node.
+    pub confirmer: Confirmer,
+    /// What is counted.
+    pub telemetry: Telemetry,
+    /// Connections of the gRPC port.
+    pub places: Arc<Places>,
+    /// What standbys stream from.
+    pub upstream: Arc<Upstream>,
 }
 
 /// Whether the node answers requests, for a probe.
@@ -45,8 +64,9 @@ pub struct Readiness {
 
 impl Collector {
     /// Of the node with this name.
-    pub fn new(name: String, view: watch::Receiver<NodeView>, confirmer: Confirmer, telemetry: Telemetry) -> Self {
-        Self { name, view, confirmer, telemetry }
+    pub fn new(name: String, parts: CollectorParts) -> Self {
+        let CollectorParts { view, confirmer, telemetry, places, upstream } = parts;
+        Self { name, view, confirmer, telemetry, places, upstream }
     }
 
     /// The counters of the HTTP port are kept there.
@@ -80,6 +100,11 @@ impl Collector {
         out.count(&table::INFO, &[env!("CARGO_PKG_VERSION"), &self.name, &id], 1);
         cluster(&mut out, &view, self.confirmer.is_confirmed());
         members(&mut out, &view);
+        let lease = view.primary_of.is_some_and(|timeline| self.confirmer.holds_lease(timeline));
+        out.count(&table::READ_LEASE, &[], lease.into());
+        if let Some(replication) = replication_of(&view, &self.upstream) {
+            standbys(&mut out, &replication.standbys);
+        }
         if let Some(engine) = &view.engine {
             wal(&mut out, engine);
         }
@@ -91,6 +116,7 @@ impl Collector {
             }
         }
         measured(&mut out, self.telemetry.instruments());
+        connections(&mut out, &self.places);
         process(&mut out, &self.telemetry);
         out.render()
     }
@@ -129,9 +155,25 @@ fn cluster(out: &mut Exposition, view: &NodeView, confirmed_here: bool) {
 fn members(out: &mut Exposition, view: &NodeView) {
     let primary = view.primary().and_then(|(id, _, _)| view.nodes.get(&id));
     let primary_end = primary.map_or(Lsn::INVALID, |seen| seen.report.wal_end.lsn);
+    for (id, member) in &view.cluster.members {
+        let (name, words) = (member.name.as_str(), member_words(view, *id, member));
+        for state in MEMBER_STATES {
+            out.count(&table::MEMBER_STATE, &[name, state], u64::from(words.state == state));
+        }
+        for state in SYNC_STATES {
+            out.count(&table::MEMBER_SYNC_STATE, &[name, state], u64::from(words.sync_state == state));
+        }
+    }
     for (id, seen) in &view.nodes {
         let Some(name) = member_name(view, *id) else { continue };
         let report = &seen.report;
+        out.count(&table::MEMBER_DAMAGED, &[name], report.damaged.into());
+        if let Some(seed) = &report.seed {
+            for (part, bytes) in [("total", seed.bytes_total), ("done", seed.bytes_done), ("reused", seed.bytes_reused)]
+            {
+                out.count(&table::MEMBER_SEED, &[name, part], bytes);
+            }
+        }
         let positions = [
             ("appended", report.wal_end.lsn),
             ("flushed", report.flush_lsn),
@@ -146,21 +188,50 @@ fn members(out: &mut Exposition, view: &NodeView) {
     }
 }
 
+/// On the primary: of each standby, what `understudy replication` shows.
+fn standbys(out: &mut Exposition, standbys: &[v1::StandbyStatus]) {
+    for standby in standbys {
+        let name = standby.name.as_str();
+        let lags = [
+            ("write", standby.write_lag_bytes, standby.write_lag_us),
+            ("flush", standby.flush_lag_bytes, standby.flush_lag_us),
+            ("apply", standby.apply_lag_bytes, standby.apply_lag_us),
+        ];
+        for (position, bytes, us) in lags {
+            out.count(&table::STANDBY_LAG_BYTES, &[name, position], bytes);
+            if let Some(us) = us {
+                out.set(&table::STANDBY_LAG_SECONDS, &[name, position], us as f64 / 1e6);
+            }
+        }
+        out.count(&table::STANDBY_CONNECTED, &[name], standby.connected.into());
+    }
+}
+
 fn wal(out: &mut Exposition, engine: &Engine) {
     let wal = engine.wal();
-    let positions = [
-        ("appended", wal.end().lsn),
-        ("written", *wal.written().borrow()),
-        ("flushed", *wal.flushed().borrow()),
-        ("safe", *engine.safe().borrow()),
-        ("applied", engine.visible().borrow().lsn),
-    ];
+    // One borrow at a time: in the array all of them would be held until it is complete.
+    let written = *wal.written().borrow();
+    let flushed = *wal.flushed().borrow();
+    let safe = *engine.safe().borrow();
+    let applied = engine.visible().borrow().lsn;
+    let positions =
+        [("appended", wal.end().lsn), ("written", written), ("flushed", flushed), ("safe", safe), ("applied", applied)];
     for (position, lsn) in positions {
         out.count(&table::WAL_POSITION, &[position], lsn.get());
     }
     out.count(&table::WAL_UNWRITTEN, &[], wal.unwritten_bytes());
     out.count(&table::WAL_MEMORY, &[], wal.memory_bytes() as u64);
     out.set(&table::WAL_SYNC_AGE, &[], wal.oldest_sync_age().unwrap_or_default().as_secs_f64());
+    let kept = engine.retention();
+    out.count(&table::WAL_OLDEST, &[], kept.oldest.get());
+    out.count(&table::WAL_KEPT, &[], kept.wal_bytes);
+    out.count(&table::CHECKPOINT_POSITION, &[], kept.checkpoint_lsn.get());
+    if let Some(at_us) = kept.checkpoint_at_us {
+        out.set(&table::CHECKPOINT_TIME, &[], at_us as f64 / 1e6);
+    }
+    let waiting = engine.waiting();
+    out.count(&table::COMMITS_WAITING, &[], waiting.total);
+    out.set(&table::COMMITS_OLDEST, &[], waiting.oldest().as_secs_f64());
 }
 
 fn measured(out: &mut Exposition, instruments: &Instruments) {
@@ -176,11 +247,19 @@ fn measured(out: &mut Exposition, instruments: &Instruments) {
     instruments.requests.each(|method, code, count| {
         out.count(&table::GRPC_REQUESTS, &[method, &code.to_string()], count);
     });
+    instruments.connections_refused.each(|labels, counter| out.count(&table::GRPC_REFUSED, labels, counter.get()));
     out.count(&table::HTTP_REFUSED, &[], instruments.http_refused.get());
     out.count(&table::TRACE_DROPPED, &["mark"], instruments.marks_dropped.get());
     out.count(&table::TRACE_DROPPED, &["span"], instruments.spans_dropped.get());
     out.count(&table::TRACE_EXPORTS, &["ok"], instruments.exports_ok.get());
     out.count(&table::TRACE_EXPORTS, &["failed"], instruments.exports_failed.get());
+}
+
+fn connections(out: &mut Exposition, places: &Places) {
+    for (place, count) in ["ordinary", "newcomer", "member"].into_iter().zip(places.taken()) {
+        out.count(&table::GRPC_CONNECTIONS, &[place], count as u64);
+    }
+    out.count(&table::GRPC_CONNECTIONS_MAX, &[], places.max() as u64);
 }
 
 fn process(out: &mut Exposition, telemetry: &Telemetry) {
@@ -195,7 +274,8 @@ fn process(out: &mut Exposition, telemetry: &Telemetry) {
     }
 }
 
-fn resident_bytes() -> Option<u64> {
+/// Memory of this process that is in RAM.
+pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

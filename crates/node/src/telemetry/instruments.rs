@@ -183,6 +183,8 @@ pub struct Instruments {
     pub fsync: Histogram,
     /// By method and code.
     pub requests: Requests,
+    /// Of the gRPC port, by why they were not served.
+    pub connections_refused: Family<Counter, 1>,
     /// At the HTTP port.
     pub http_refused: Counter,
     /// Traced commits that were given up.

@@ -6,10 +6,12 @@
 //! | [`sizes`] | a source file has at most 600 lines without its tests; from 400 on there is a warning |
 //! | [`links`] | every relative link in the documentation leads to a file, every `#anchor` to a heading |
 //! | [`invariants`] | every `INV-...` of `docs/invariants.md` stands in the code and in a test, and no other is named anywhere |
+//! | [`borrows`] | no statement borrows from `tokio::sync::watch` twice: that can wait for ever |
 //! | [`words`] | no unfinished business is left in comments |
 //!
 //! Each check is a function over texts, so that it can be tested without a workspace; this module reads the files.
 
+mod borrows;
 mod edges;
 mod invariants;
 mod links;
@@ -55,6 +57,7 @@ pub fn run(root: &Path) -> Result<ExitCode> {
     sizes::check(&sources, &mut findings);
     links::check(root, &sources, &mut findings);
     invariants::check(&sources, &mut findings);
+    borrows::check(&sources, &mut findings);
     words::check(&sources, &mut findings);
     for warning in &findings.warnings {
         eprintln!("tidy: warning: {warning}");

@@ -1,0 +1,139 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream as RawStream;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint, Server};
+use understudy_rpc::error::Reason;
+use understudy_rpc::v1;
+use understudy_rpc::v1::cluster_client::ClusterClient;
+use understudy_rpc::v1::mesh_client::MeshClient;
+use understudy_types::NodeId;
+
+use super::*;
+
+const TIMES: Times = Times { preface: Duration::from_millis(600), newcomer: Duration::from_millis(300) };
+
+struct Port {
+    address: std::net::SocketAddr,
+    places: Arc<Places>,
+    telemetry: Telemetry,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Serves nothing but `UNIMPLEMENTED`, which is answered to whoever has a place.
+async fn port(max: usize) -> Port {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let places = Arc::new(Places::new(max));
+    let telemetry = Telemetry::start("a", NodeId::new(1), true).expect("telemetry");
+    let incoming = accept(listener, Arc::clone(&places), &telemetry, TIMES);
+    let router = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_millis(200)))
+        .http2_keepalive_timeout(Some(Duration::from_millis(200)))
+        .layer(PlacedLayer)
+        .add_routes(tonic::service::Routes::default());
+    let task = tokio::spawn(async move {
+        router.serve_with_incoming(incoming).await.expect("it serves until it is aborted");
+    });
+    Port { address, places, telemetry, task }
+}
+
+impl Port {
+    async fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.address))
+            .expect("an address")
+            .connect()
+            .await
+            .expect("a connection")
+    }
+
+    async fn idle(&self) -> RawStream {
+        RawStream::connect(self.address).await.expect("a connection")
+    }
+
+    /// Until the server has taken note.
+    async fn wait(&self, what: &str, mut holds: impl FnMut([usize; 3]) -> bool) {
+        let waited = tokio::time::timeout(Duration::from_secs(10), async {
+            while !holds(self.places.taken()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("{what}: {:?}", self.places.taken()));
+    }
+
+    fn refused(&self, why: Why) -> u64 {
+        self.telemetry.instruments().connections_refused.with([why.as_str()]).get()
+    }
+}
+
+/// Of a request of a member and of one of a client.
+async fn codes(channel: &Channel) -> (Code, tonic::Status) {
+    let member = MeshClient::new(channel.clone()).identify(v1::IdentifyRequest {}).await.expect_err("no service");
+    let client = ClusterClient::new(channel.clone()).status(v1::StatusRequest {}).await.expect_err("no service");
+    (member.code(), client)
+}
+
+/// A server that ends a connection, within a time in which it should.
+async fn is_closed(stream: &mut RawStream) -> bool {
+    let mut buffer = Vec::new();
+    tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut buffer)).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_thousand_idle_clients_do_not_keep_a_member_out() {
+    let port = port(64).await;
+    // They speak HTTP/2 and answer pings, so they stay.
+    let mut clients = Vec::new();
+    for _ in 0..48 {
+        let channel = port.channel().await;
+        assert_eq!(codes(&channel).await.1.code(), Code::Unimplemented);
+        clients.push(channel);
+    }
+    let mut idle = Vec::new();
+    for _ in 0..1_000 {
+        idle.push(port.idle().await);
+    }
+    let member = port.channel().await;
+    let (code, refusal) = codes(&member).await;
+    assert_eq!(code, Code::Unimplemented, "the member is let in");
+    let refusal_reason = RpcError::from_status(&refusal).map(|error| error.reason);
+    assert_eq!(refusal_reason, Some(Reason::NodeBusy), "{refusal:?}");
+    assert!(refusal.message().contains("64 connections"), "{refusal:?}");
+    // Everybody else in the reserve is closed, and the member stays for longer than a newcomer may.
+    port.wait("only the member is left in the reserve", |taken| taken == [48, 0, 1]).await;
+    tokio::time::sleep(TIMES.newcomer + TIMES.newcomer).await;
+    assert_eq!(codes(&member).await.0, Code::Unimplemented);
+    assert_eq!(port.places.taken(), [48, 0, 1]);
+    for mut stream in idle {
+        assert!(is_closed(&mut stream).await);
+    }
+    assert_eq!(port.refused(Why::Displaced) + port.refused(Why::NotAMember), 1_000);
+    assert!(port.refused(Why::Displaced) >= 1_000 - 17);
+    // The clients that were there first are served as ever; one that comes later is told, and let in once there is room.
+    assert_eq!(codes(&clients[0]).await.1.code(), Code::Unimplemented);
+    drop(clients.pop());
+    port.wait("a place has come free", |taken| taken[0] == 47).await;
+    assert_eq!(codes(&port.channel().await).await.1.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn who_shows_nothing_is_closed_and_who_answers_pings_stays() {
+    let port = port(64).await;
+    let mut silent = port.idle().await;
+    // A preface and its settings, and no answer to any ping after that.
+    let mut mute = port.idle().await;
+    mute.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("written");
+    let alive = port.channel().await;
+    assert!(is_closed(&mut silent).await && is_closed(&mut mute).await);
+    assert_eq!(port.refused(Why::Silent), 1);
+    tokio::time::sleep(TIMES.preface).await;
+    port.wait("only who is alive is left", |taken| taken == [1, 0, 0]).await;
+    assert_eq!(codes(&alive).await.0, Code::Unimplemented);
+    drop(alive);
+    port.wait("nobody is left", |taken| taken == [0, 0, 0]).await;
+}
