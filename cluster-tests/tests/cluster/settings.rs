@@ -134,7 +134,8 @@ async fn a_member_is_tagged_as_it_was_started() -> Result<()> {
     let primary = cluster.wait_settled().await?;
     let standby = cluster.names().into_iter().find(|name| *name != primary).context("a standby")?;
     let before = cluster.launch(&standby).arguments.clone();
-    for (given, priority, no_sync) in [(&["--no-sync=true", "--failover-priority", "0"][..], 0, true), (&[], 1, false)] {
+    for (given, priority, no_sync) in [(&["--no-sync=true", "--failover-priority", "0"][..], 0, true), (&[], 1, false)]
+    {
         cluster.stop_node(&standby).await?;
         cluster.launch_mut(&standby).arguments = before.clone();
         cluster.launch_mut(&standby).arguments.extend(given.iter().map(|text| (*text).to_owned()));
