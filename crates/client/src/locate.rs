@@ -6,7 +6,7 @@
 //! What others say about the primary is not enough: after a crash they name the dead one for a while. A node whose
 //! timeline is below one that was heard of is not believed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,9 @@ const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 /// A primary that says it is not writable is taken after all when no better one turned up for this long: it may
 /// take the commit at a lower level, and says precisely why not otherwise.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// For so long after a member answered at the address that it advertises, an answer of it elsewhere (a forwarded port, a load
+/// balancer) does not change where it is reached.
+const ADVERTISED_AGE_MAX: Duration = Duration::from_secs(5);
 /// Answers under way to the task.
 const ANSWERS_MAX: usize = 64;
 
@@ -52,6 +55,16 @@ pub(crate) struct Locator {
     /// Why there is no primary, for the error of a call that finds none.
     trouble: Mutex<String>,
     cluster: Mutex<Cluster>,
+    /// By the member's name in lower case. Beside the addresses that members advertise, because those may lead nowhere from
+    /// here: out of a network of containers, or through forwarded ports.
+    reached: Mutex<BTreeMap<String, Reached>>,
+}
+
+/// Where a member answered.
+#[derive(Debug, Clone)]
+struct Reached {
+    address: String,
+    at: Instant,
 }
 
 /// Which cluster the nodes belong to. A client serves one: a commit sent to another would be lost to its readers.
@@ -72,6 +85,7 @@ impl Locator {
             hunt: Notify::new(),
             trouble,
             cluster: Mutex::default(),
+            reached: Mutex::default(),
         }
     }
 
@@ -92,7 +106,8 @@ impl Locator {
 
     /// The primary of `epoch` named another one.
     pub(crate) fn redirect(&self, epoch: u64, name: String, address: &str) {
-        let Ok(address) = self.nodes.learn_one(address) else { return self.lost(epoch) };
+        let Ok(advertised) = self.nodes.learn_one(address) else { return self.lost(epoch) };
+        let address = self.reached(&name).unwrap_or(advertised);
         self.view.send_if_modified(|view| {
             if view.epoch != epoch {
                 return false;
@@ -129,7 +144,30 @@ impl Locator {
             return false;
         }
         self.nodes.learn(status.generation, status.members.iter().map(|member| member.address.as_str()));
+        self.note_reached(address, status);
         true
+    }
+
+    /// Where the member `name` answered; none when it never did.
+    pub(crate) fn reached(&self, name: &str) -> Option<String> {
+        let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        reached.get(&name.to_ascii_lowercase()).map(|reached| reached.address.clone())
+    }
+
+    /// The node at `address` said who it is.
+    fn note_reached(&self, address: &str, status: &v1::StatusResponse) {
+        let named = |member: &&v1::MemberStatus| member.name.eq_ignore_ascii_case(&status.answered_by);
+        let Some(member) = status.members.iter().find(named) else { return };
+        let (name, address, at) = (member.name.to_ascii_lowercase(), address.to_owned(), Instant::now());
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        // No more than there are members: names come and go.
+        reached.retain(|name, _| status.members.iter().any(|member| member.name.eq_ignore_ascii_case(name)));
+        let stays = reached.get(&name).is_some_and(|before| {
+            before.address == member.address && at.duration_since(before.at) < ADVERTISED_AGE_MAX
+        });
+        if address == member.address || !stays {
+            reached.insert(name, Reached { address, at });
+        }
     }
 
     /// Why no primary was found last.

@@ -4,13 +4,18 @@
 //! [`ROSTER_AGE_MAX`] while such reads are made. A node that fails, refuses, or does not answer within the attempt timeout is
 //! passed over for [`SKIP`], the read goes to the next one, until its deadline; when all are passed over they are asked all
 //! the same.
+//!
+//! A member is asked where it answered its status, which need not be where it says that it is: the addresses that members
+//! advertise may lead nowhere from here. After those that answered come the given endpoints at which nobody did, and last
+//! the advertised addresses of members that never answered anywhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
@@ -32,11 +37,16 @@ const SKIP: Duration = Duration::from_secs(1);
 const ROSTER_AGE_MAX: Duration = Duration::from_secs(1);
 /// A node that does not answer its status for this long does not know the list.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
+/// For how long an address that was learnt, and where nobody answered, is not asked for its status again: it may be a name
+/// that does not resolve here. The given endpoints are always asked.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// A node that answers reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Reader {
-    address: String,
+    name: String,
+    /// As it advertises it.
+    advertised: String,
     is_primary: bool,
 }
 
@@ -46,6 +56,8 @@ struct Roster {
     /// None before any node was asked.
     asked_at: Option<Instant>,
     readers: Vec<Reader>,
+    /// The addresses at which some node said who it is, when they were asked last.
+    answered: BTreeSet<String>,
 }
 
 impl Roster {
@@ -56,7 +68,8 @@ impl Roster {
             _ => false,
         };
         let reader = |member: &v1::MemberStatus| Reader {
-            address: member.address.clone(),
+            name: member.name.clone(),
+            advertised: member.address.clone(),
             is_primary: member.role == "primary",
         };
         status.members.iter().filter(streams).map(reader).collect()
@@ -70,6 +83,8 @@ pub(crate) struct Spread {
     refreshing: AtomicBool,
     /// Who is passed over, and until when.
     skipped: Mutex<BTreeMap<String, Instant>>,
+    /// Which learnt addresses are not asked for their status, and until when.
+    quiet: Mutex<BTreeMap<String, Instant>>,
 }
 
 impl Default for Spread {
@@ -79,6 +94,7 @@ impl Default for Spread {
             roster: watch::Sender::new(Roster::default()),
             refreshing: AtomicBool::new(false),
             skipped: Mutex::default(),
+            quiet: Mutex::default(),
         }
     }
 }
@@ -146,7 +162,7 @@ impl Spread {
         if preference == ReadPreference::Endpoints {
             return rotated(locator.nodes.seeds().to_vec(), turn);
         }
-        let readers = self.readers(locator, options).await;
+        let Roster { readers, answered, .. } = self.roster(locator, options).await;
         if readers.is_empty() {
             return rotated(locator.nodes.addresses().into_iter().collect(), turn);
         }
@@ -155,17 +171,25 @@ impl Spread {
             ReadPreference::Primary => reader.is_primary,
             ReadPreference::Any | ReadPreference::Endpoints => true,
         });
-        let mut order = rotated(first, turn);
-        order.extend(rotated(last, turn));
+        let (mut order, mut nowhere) = (Vec::new(), Vec::new());
+        for reader in rotated(first, turn).into_iter().chain(rotated(last, turn)) {
+            match locator.reached(&reader.name) {
+                Some(address) => order.push(address),
+                None => nowhere.push(reader.advertised),
+            }
+        }
+        let seeds = locator.nodes.seeds().iter().filter(|seed| !answered.contains(*seed));
+        order.extend(seeds.cloned().chain(nowhere));
+        let mut seen = BTreeSet::new();
+        order.retain(|address| seen.insert(address.clone()));
         let now = Instant::now();
         let skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
-        let passed_over = |reader: &Reader| skipped.get(&reader.address).is_some_and(|until| *until > now);
         // Stable: who is passed over keeps its order behind the others.
-        order.sort_by_key(passed_over);
-        order.into_iter().map(|reader| reader.address).collect()
+        order.sort_by_key(|address| skipped.get(address).is_some_and(|until| *until > now));
+        order
     }
 
-    async fn readers(self: &Arc<Self>, locator: &Arc<Locator>, options: &Options) -> Vec<Reader> {
+    async fn roster(self: &Arc<Self>, locator: &Arc<Locator>, options: &Options) -> Roster {
         let mut roster = self.roster.subscribe();
         let asked_at = roster.borrow().asked_at;
         if asked_at.is_none_or(|at| at.elapsed() >= ROSTER_AGE_MAX) && !self.refreshing.swap(true, Ordering::AcqRel) {
@@ -177,29 +201,71 @@ impl Spread {
             let known = timeout(options.attempt_timeout, roster.wait_for(|roster| roster.asked_at.is_some())).await;
             tracing::trace!(known = known.is_ok(), "who answers reads was asked for");
         }
-        roster.borrow().readers.clone()
+        roster.borrow().clone()
     }
 
-    /// Asks all nodes who streams, and takes the word of those with the latest timeline.
+    /// Asks the nodes who streams, those too that are learnt from the answers, and takes the word of those with the latest
+    /// timeline. Done once all that stream by that word have answered somewhere, or nobody is left to answer.
     async fn refresh(&self, locator: &Locator) {
-        let ask = locator.nodes.addresses().into_iter().map(|address| async move {
-            let mut client = locator.nodes.cluster(&address).ok()?;
-            let status = timeout(STATUS_TIMEOUT, client.status(v1::StatusRequest {})).await.ok()?.ok()?.into_inner();
+        let mut round = FuturesUnordered::new();
+        let mut asked = BTreeSet::new();
+        let mut answered = BTreeSet::new();
+        let mut names = BTreeSet::new();
+        let mut best: Option<v1::StatusResponse> = None;
+        loop {
+            for address in locator.nodes.addresses() {
+                if !self.is_quiet(locator, &address) && asked.insert(address.clone()) {
+                    round.push(ask(locator, address));
+                }
+            }
+            let Some((address, answer)) = round.next().await else { break };
+            let Some(status) = answer else { continue };
             locator.learn(&address, &status);
-            Some(status)
-        });
-        let answers = futures::future::join_all(ask).await;
-        // Of several the primary's word counts most: it knows best who streams from it.
-        let rank = |status: &v1::StatusResponse| (status.timeline, status.primary == status.answered_by);
-        let best = answers.into_iter().flatten().max_by_key(rank);
+            answered.insert(address);
+            names.insert(status.answered_by.to_ascii_lowercase());
+            // Of several the primary's word counts most: it knows best who streams from it.
+            let rank = |status: &v1::StatusResponse| (status.timeline, status.primary == status.answered_by);
+            if best.as_ref().is_none_or(|best| rank(best) <= rank(&status)) {
+                best = Some(status);
+            }
+            let readers = best.as_ref().map(Roster::of).unwrap_or_default();
+            if !readers.is_empty() && readers.iter().all(|reader| names.contains(&reader.name.to_ascii_lowercase())) {
+                break;
+            }
+        }
+        drop(round);
+        self.keep_quiet(asked.difference(&answered).filter(|address| !locator.nodes.seeds().contains(address)));
         self.roster.send_modify(|roster| {
             roster.asked_at = Some(Instant::now());
+            roster.answered = answered;
             if let Some(status) = best {
                 roster.readers = Roster::of(&status);
             }
         });
         self.refreshing.store(false, Ordering::Release);
     }
+
+    fn is_quiet(&self, locator: &Locator, address: &String) -> bool {
+        let quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_given = locator.nodes.seeds().contains(address);
+        !is_given && quiet.get(address).is_some_and(|until| *until > Instant::now())
+    }
+
+    fn keep_quiet<'a>(&self, addresses: impl Iterator<Item = &'a String>) {
+        let now = Instant::now();
+        let mut quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        quiet.retain(|_, until| *until > now);
+        quiet.extend(addresses.map(|address| (address.clone(), now + QUIET)));
+    }
+}
+
+async fn ask(locator: &Locator, address: String) -> (String, Option<v1::StatusResponse>) {
+    let answer = async {
+        let mut client = locator.nodes.cluster(&address).ok()?;
+        Some(timeout(STATUS_TIMEOUT, client.status(v1::StatusRequest {})).await.ok()?.ok()?.into_inner())
+    };
+    let answer = answer.await;
+    (address, answer)
 }
 
 fn rotated<T>(mut items: Vec<T>, turn: usize) -> Vec<T> {
@@ -233,7 +299,7 @@ mod tests {
             ],
             ..v1::StatusResponse::default()
         };
-        let readers: Vec<String> = Roster::of(&status).into_iter().map(|reader| reader.address).collect();
+        let readers: Vec<String> = Roster::of(&status).into_iter().map(|reader| reader.advertised).collect();
         assert_eq!(readers, ["a:1", "b:1"]);
     }
 

@@ -48,6 +48,60 @@ async fn eventual_reads_take_turns_over_all_that_stream() {
 }
 
 #[tokio::test]
+async fn members_whose_advertised_names_lead_nowhere_answer_at_the_given_endpoints() {
+    let cluster = Cluster::start(3, Some(0));
+    for (node, name) in ["a", "b", "c"].iter().enumerate() {
+        cluster.advertises(node, &format!("{name}.invalid:7400"));
+    }
+    let client = Client::connect(cluster.addresses(), options(5_000)).await.expect("endpoints");
+    let session = client.session();
+    session.put("k", "v").await.expect("a commit");
+    for _ in 0..6 {
+        let read = session.get("k").await.expect("a read");
+        assert_eq!(read.found.expect("a value").value, "v");
+    }
+    assert_eq!([0, 1, 2].map(|node| cluster.gets_at(node)), [2, 2, 2]);
+    // A preference means the members, wherever they answer.
+    for _ in 0..4 {
+        let standby = ReadOptions::eventual().preference(ReadPreference::PreferStandby);
+        client.read("k", standby).await.expect("a read");
+    }
+    assert_eq!(cluster.gets_at(0), 2);
+    // The old primary redirects to a name that leads nowhere; the member is known by where it answered.
+    cluster.promote(1);
+    session.put("k", "w").await.expect("a commit");
+    assert_eq!(cluster.commits_at(1).len(), 1);
+}
+
+#[tokio::test]
+async fn one_given_endpoint_is_enough_though_the_names_lead_nowhere() {
+    let cluster = Cluster::start(3, Some(0));
+    for (node, name) in ["a", "b", "c"].iter().enumerate() {
+        cluster.advertises(node, &format!("{name}.invalid:7400"));
+    }
+    let client = Client::connect(vec![cluster.address(1)], options(5_000)).await.expect("endpoints");
+    for _ in 0..4 {
+        client.read("k", ReadOptions::eventual()).await.expect("a read");
+    }
+    assert_eq!([0, 1, 2].map(|node| cluster.gets_at(node)), [0, 4, 0]);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_did_not_say_who_it_is_is_asked_when_no_other_answers() {
+    let cluster = Cluster::start(2, Some(0));
+    cluster.advertises(0, "a.invalid:7400");
+    cluster.advertises(1, "b.invalid:7400");
+    cluster.freeze(1);
+    let client = Client::connect(cluster.addresses(), options(5_000)).await.expect("endpoints");
+    client.read("k", ReadOptions::eventual()).await.expect("a read");
+    cluster.thaw(1);
+    cluster.refuse_reads(0, (0..1000).map(|_| too_stale()));
+    let bounded = ReadOptions::eventual().max_staleness(Duration::from_millis(100));
+    client.read("k", bounded).await.expect("a read of the one that was frozen");
+    assert_eq!(cluster.gets_at(1), 1);
+}
+
+#[tokio::test]
 async fn a_preference_is_kept_to() {
     let mut cluster = Cluster::start(3, Some(0));
     let client = client(cluster.addresses()).await;

@@ -58,6 +58,8 @@ struct NodeState {
     shows: Option<u64>,
     /// Of another cluster than the others.
     foreign: bool,
+    /// What everybody says its address is, instead of what it is.
+    advertised: Option<String>,
     commits: Vec<Bytes>,
     gets: usize,
     /// The requests of the reads, in their order.
@@ -136,6 +138,10 @@ impl Cluster {
         self.lock().nodes[node].frozen = true;
     }
 
+    pub fn thaw(&self, node: usize) {
+        self.lock().nodes[node].frozen = false;
+    }
+
     pub fn kill(&mut self, node: usize) {
         if let Some(runtime) = self.runtimes[node].take() {
             runtime.shutdown_background();
@@ -181,6 +187,11 @@ impl Cluster {
         self.lock().nodes[node].foreign = true;
     }
 
+    /// Everybody says that `node` is at `address`, as in a network of containers.
+    pub fn advertises(&self, node: usize, address: &str) {
+        self.lock().nodes[node].advertised = Some(address.to_owned());
+    }
+
     /// How many commits took effect.
     pub fn done(&self) -> usize {
         self.lock().done.len()
@@ -204,9 +215,14 @@ impl World {
         self.primary == Some(node) || self.nodes[node].stale.is_some()
     }
 
+    /// As everybody says it.
+    fn advertised(&self, node: usize) -> String {
+        self.nodes[node].advertised.clone().unwrap_or_else(|| self.names[node].1.clone())
+    }
+
     fn refusal(&self, asked: &str) -> RpcError {
         match self.primary {
-            Some(primary) => RpcError::not_primary(asked, &self.names[primary].0, &self.names[primary].1),
+            Some(primary) => RpcError::not_primary(asked, &self.names[primary].0, &self.advertised(primary)),
             None => RpcError::no_primary(asked, "timeline 2 is being decided"),
         }
     }
@@ -340,6 +356,7 @@ impl kv_server::Kv for Node {
                 position: Some(position),
                 already_done,
                 node_id: format!("{:016x}", self.me + 1),
+                node_name: world.names[self.me].0.clone(),
                 token: token_bytes(position),
             })),
         }
@@ -405,10 +422,11 @@ impl cluster_server::Cluster for Node {
             Some(timeline) => (Some(self.me), timeline),
             None => (world.primary, world.timeline),
         };
-        let (name, address) = primary.map(|primary| world.names[primary].clone()).unwrap_or_default();
-        let member = |(index, (name, address)): (usize, &(String, String))| v1::MemberStatus {
+        let name = primary.map(|primary| world.names[primary].0.clone()).unwrap_or_default();
+        let address = primary.map(|primary| world.advertised(primary)).unwrap_or_default();
+        let member = |(index, (name, _)): (usize, &(String, String))| v1::MemberStatus {
             name: name.clone(),
-            address: address.clone(),
+            address: world.advertised(index),
             role: if primary == Some(index) { "primary" } else { "standby" }.to_owned(),
             state: match (primary == Some(index), world.nodes[index].lags) {
                 (true, _) => "running",

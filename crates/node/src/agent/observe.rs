@@ -112,6 +112,7 @@ impl Agent {
             hears: self.table.hears(self.primary_timeout(), now),
             lost,
             lease_left_ms,
+            no_sync: self.no_sync,
         }
     }
 
