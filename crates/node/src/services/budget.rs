@@ -52,6 +52,13 @@ pub struct Limits {
     pub arrival: Duration,
 }
 
+impl Limits {
+    /// For what people and their tools ask.
+    pub fn for_operators() -> Self {
+        Self { requests: 512, small_bytes: 8 << 20, large_bytes: 32 << 20, ..Self::default() }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self { requests: 8192, small_bytes: 64 << 20, large_bytes: 256 << 20, arrival: Duration::from_secs(10) }

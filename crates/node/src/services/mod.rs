@@ -113,7 +113,8 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
     let settings = settings::SettingsShell::new(parts.view.clone(), parts.control.clone(), parts.config);
     let changes = cluster::Changes { control: parts.control.clone(), settings };
     let cluster = cluster::ClusterService::new(parts.view, parts.confirmer, parts.upstream, changes);
-    let budget = Budget::new(Limits::default());
+    // Of their own for operators: commits that wait for a standby may fill the other one, and somebody has to end their waits.
+    let (budget, operators) = (Budget::new(Limits::default()), Budget::new(Limits::for_operators()));
     let kv = v1::kv_server::KvServer::new(kv).max_decoding_message_size(REQUEST_BYTES_MAX);
     let cluster = v1::cluster_server::ClusterServer::new(cluster).max_decoding_message_size(OPERATOR_REQUEST_BYTES_MAX);
     let router = Server::builder()
@@ -127,7 +128,7 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
         .layer(port::PlacedLayer)
         .add_service(health_service.max_decoding_message_size(PROBE_BYTES_MAX))
         .add_service(Budgeted::new(kv, &budget, REQUEST_BYTES_MAX))
-        .add_service(Budgeted::new(cluster, &budget, OPERATOR_REQUEST_BYTES_MAX))
+        .add_service(Budgeted::new(cluster, &operators, OPERATOR_REQUEST_BYTES_MAX))
         .add_service(v1::mesh_server::MeshServer::new(parts.mesh))
         .add_service(parts.control.service())
         .add_service(replication.into_server())
