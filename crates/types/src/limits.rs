@@ -22,6 +22,16 @@ pub const QUEUE_COMMITS_MAX: usize = 65_536;
 pub const SCANS_MAX: usize = 256;
 /// Reads on one node that wait for a position.
 pub const WAITING_READS_MAX: usize = 4_096;
+/// Clients' requests in progress on one node.
+pub const REQUESTS_MAX: usize = 8_192;
+/// A request of at most so many bytes is a small one: the largest key with all that a read needs.
+pub const SMALL_REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Small requests that one node holds, in bytes.
+pub const SMALL_REQUESTS_BYTES_MAX: usize = 64 << 20;
+/// Larger requests that one node holds, in bytes.
+pub const LARGE_REQUESTS_BYTES_MAX: usize = 256 << 20;
+/// Requests in progress on one connection.
+pub const CONNECTION_REQUESTS_MAX: u32 = 256;
 
 /// How a bound is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +54,7 @@ pub struct Limit {
 }
 
 /// What of this users meet, for the documentation.
-pub const LIMITS: [Limit; 11] = [
+pub const LIMITS: [Limit; 15] = [
     Limit {
         what: "a key",
         most: Bound::Bytes(KEY_BYTES_MAX as u64),
@@ -75,6 +85,26 @@ pub const LIMITS: [Limit; 11] = [
         what: "a primary's queue, its commits",
         most: Bound::Count(QUEUE_COMMITS_MAX as u64),
         doc: "Whatever their size; as above",
+    },
+    Limit {
+        what: "requests in progress on a node",
+        most: Bound::Count(REQUESTS_MAX as u64),
+        doc: "Those of clients; operators have a share of their own. Beyond it `NODE_BUSY`, to be tried again",
+    },
+    Limit {
+        what: "bytes of requests of up to 64KiB that a node holds",
+        most: Bound::Bytes(SMALL_REQUESTS_BYTES_MAX as u64),
+        doc: "Until they are answered; as above",
+    },
+    Limit {
+        what: "bytes of larger requests that a node holds",
+        most: Bound::Bytes(LARGE_REQUESTS_BYTES_MAX as u64),
+        doc: "As above",
+    },
+    Limit {
+        what: "requests in progress on a connection",
+        most: Bound::Count(CONNECTION_REQUESTS_MAX as u64),
+        doc: "More wait in the client",
     },
     Limit {
         what: "scans under way on a node",

@@ -31,9 +31,10 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::Service;
 use understudy_rpc::error::RpcError;
+use understudy_types::limits;
 
 /// A message of at most this many bytes is a small one: the largest key with all that a read needs.
-pub const SMALL_BYTES_MAX: usize = 64 << 10;
+pub const SMALL_BYTES_MAX: usize = limits::SMALL_REQUEST_BYTES_MAX;
 /// A large message may take as long to arrive as a slow line needs: 1 Mbit/s.
 const ARRIVAL_BYTES_PER_SECOND: usize = 128 << 10;
 /// Before a message: whether it is compressed, and its length.
@@ -61,7 +62,12 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { requests: 8192, small_bytes: 64 << 20, large_bytes: 256 << 20, arrival: Duration::from_secs(10) }
+        Self {
+            requests: limits::REQUESTS_MAX,
+            small_bytes: limits::SMALL_REQUESTS_BYTES_MAX,
+            large_bytes: limits::LARGE_REQUESTS_BYTES_MAX,
+            arrival: Duration::from_secs(10),
+        }
     }
 }
 
@@ -94,7 +100,7 @@ impl Drop for Taken {
     }
 }
 
-/// One for the whole process.
+/// One for the clients of the whole process, one for its operators.
 #[derive(Debug)]
 pub struct Budget {
     requests: Share,

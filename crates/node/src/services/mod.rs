@@ -27,7 +27,7 @@ use understudy_control::Control;
 use understudy_replication::ReplicationService;
 use understudy_replication::seed::Seeder;
 use understudy_rpc::v1;
-use understudy_types::limits::COMMIT_BYTES_MAX;
+use understudy_types::limits::{self, COMMIT_BYTES_MAX};
 
 use crate::config::ServerConfig;
 use crate::confirmer::Confirmer;
@@ -50,7 +50,7 @@ const OPERATOR_REQUEST_BYTES_MAX: usize = 1 << 20;
 /// The largest request of a probe, or of somebody who asks which services there are.
 const PROBE_BYTES_MAX: usize = 64 << 10;
 /// Requests in progress on one connection. A client that has more under way waits, or opens another connection.
-const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+const STREAMS_PER_CONNECTION_MAX: u32 = limits::CONNECTION_REQUESTS_MAX;
 /// What one stream may send before it is read, in bytes: a catching-up standby should not wait for a window.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// What one connection may send before it is read, in bytes.
