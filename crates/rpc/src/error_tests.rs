@@ -116,5 +116,9 @@ fn what_was_overlooked_is_cut_before_it_becomes_a_header() {
     let error = RpcError::invalid_argument("x".repeat(4 << 20)).with("limit", "y".repeat(4 << 20));
     let status = Status::from(error);
     assert_eq!(status.message().len(), MESSAGE_CHARS_MAX + 3);
-    assert!(status.details().len() < MESSAGE_CHARS_MAX + 2 * FACT_CHARS_MAX, "{} bytes of details", status.details().len());
+    assert!(
+        status.details().len() < MESSAGE_CHARS_MAX + 2 * FACT_CHARS_MAX,
+        "{} bytes of details",
+        status.details().len()
+    );
 }
