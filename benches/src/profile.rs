@@ -13,6 +13,7 @@ use understudy_types::DurabilityLevel;
 
 use crate::cpu;
 use crate::figures::Figures;
+use crate::run;
 use crate::scrape::{self, Histogram, Stage};
 use crate::workloads::{self, Clients};
 
@@ -67,6 +68,8 @@ pub struct CpuTime {
 pub struct Profile {
     /// As the clients see it.
     pub seen: Figures,
+    /// Whether the primary changed meanwhile: then the figures are of that.
+    pub had_failover: bool,
     /// As the primary counts them.
     pub commits: u64,
     /// In the order in which a commit passes them, the primary first.
@@ -140,6 +143,7 @@ pub async fn measure(
     for one in &watched {
         before.push(one.look().await?);
     }
+    let timeline = run::timeline(cluster).await?;
     let seen = workloads::puts(clients, DurabilityLevel::On, CLIENTS, window).await?;
     let (mut stages, mut cpu, mut commits) = (Vec::new(), Vec::new(), 0);
     for (one, before) in watched.iter().zip(&before) {
@@ -156,7 +160,8 @@ pub async fn measure(
         }
         cpu.extend(cpu_of(one, before, &after, commits));
     }
-    Ok(Profile { seen, commits, stages, cpu })
+    let had_failover = run::timeline(cluster).await? != timeline;
+    Ok(Profile { seen, had_failover, commits, stages, cpu })
 }
 
 fn cpu_of(one: &Watched, before: &Look, after: &Look, commits: u64) -> Vec<CpuTime> {

@@ -3,6 +3,8 @@
 //! Beside each figure stands what it is of the raw speed: the median of commits and reads over the *floor*, which is a null
 //! call, and an `fdatasync` where the level waits for one, the faster of the first and the last probes; and their rate over
 //! that of null calls with as many clients, the mean of both.
+//!
+//! A report may be of a run that ended early: what was not measured is left out, and why stands at its end.
 
 use std::fmt;
 
@@ -15,16 +17,16 @@ use crate::recovery::{CatchUp, Seeding};
 use crate::workloads::{BATCH_COMMITS, Case, VALUE_BYTES};
 
 /// Everything that was measured.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
     /// Of the machine.
     pub processors: usize,
     /// Each case.
     pub seconds: u64,
     /// Before the servers.
-    pub first: Probes,
+    pub first: Option<Probes>,
     /// After them.
-    pub last: Probes,
+    pub last: Option<Probes>,
     /// By level.
     pub puts: Vec<Case>,
     /// By kind.
@@ -32,12 +34,17 @@ pub struct Report {
     /// Each call is a batch.
     pub batches: Vec<Case>,
     /// Of commits at level `on`.
-    pub profile: Profile,
+    pub profile: Option<Profile>,
     /// Of a standby that was away.
-    pub catch_up: CatchUp,
+    pub catch_up: Option<CatchUp>,
     /// Of a standby that was away for too long.
-    pub seeding: Seeding,
+    pub seeding: Option<Seeding>,
+    /// Why it ends here, if not as it should.
+    pub error: Option<String>,
 }
+
+/// Behind the name of a case during which the primary changed.
+const FAILOVER: &str = " (failover)";
 
 fn ms(us: f64) -> String {
     format!("{:.2}", us / 1e3)
@@ -72,12 +79,24 @@ fn head(f: &mut fmt::Formatter<'_>, title: &str, columns: &[&str]) -> fmt::Resul
 }
 
 impl Report {
-    fn floor_us(&self, flushed: bool) -> f64 {
-        self.first.floor_us(flushed).min(self.last.floor_us(flushed))
+    fn probes_taken(&self) -> impl Iterator<Item = &Probes> {
+        self.first.iter().chain(&self.last)
+    }
+
+    /// None before anything was measured.
+    fn floor_us(&self, flushed: bool) -> Option<f64> {
+        self.probes_taken().map(|probes| probes.floor_us(flushed)).reduce(f64::min)
     }
 
     fn calls_per_second(&self, clients: usize) -> Option<f64> {
-        Some(f64::midpoint(self.first.calls_per_second(clients)?, self.last.calls_per_second(clients)?))
+        let rates: Vec<f64> = self.probes_taken().filter_map(|probes| probes.calls_per_second(clients)).collect();
+        (!rates.is_empty()).then(|| rates.iter().sum::<f64>() / rates.len() as f64)
+    }
+
+    fn failovers(&self) -> usize {
+        let cases = self.puts.iter().chain(&self.reads).chain(&self.batches);
+        let profile = self.profile.iter().filter(|profile| profile.had_failover);
+        cases.filter(|case| case.had_failover()).count() + profile.count()
     }
 
     /// Of cases whose calls each are `per_call` of what is counted.
@@ -88,17 +107,19 @@ impl Report {
         per_call: usize,
         flushed: fn(&str) -> bool,
     ) -> fmt::Result {
-        for Case { name, clients, figures: Figures { per_second, p50_us, p99_us, .. } } in cases {
+        for case in cases {
+            let Case { name, clients, figures: Figures { per_second, p50_us, p99_us, .. }, .. } = case;
+            let mark = if case.had_failover() { FAILOVER } else { "" };
             let rate = per_second * per_call as f64;
             row(
                 f,
                 &[
-                    name.clone(),
+                    format!("{name}{mark}"),
                     clients.to_string(),
                     count(rate),
                     ms(*p50_us),
                     ms(*p99_us),
-                    ratio(*p50_us, Some(self.floor_us(flushed(name)))),
+                    ratio(*p50_us, self.floor_us(flushed(name))),
                     ratio(rate, self.calls_per_second(*clients)),
                 ],
             )?;
@@ -116,35 +137,44 @@ impl Report {
             "last p99, ms",
             "last, a second",
         ];
+        let Some(first) = &self.first else { return Ok(()) };
         head(f, "Raw probes", &columns)?;
-        for (first, last) in self.first.all.iter().zip(&self.last.all) {
+        for (index, first) in first.all.iter().enumerate() {
             let of = |figures: &Figures| [ms(figures.p50_us), ms(figures.p99_us), count(figures.per_second)];
-            let cells = [vec![first.name.clone()], of(&first.figures).to_vec(), of(&last.figures).to_vec()];
-            row(f, &cells.concat())?;
+            let last = self.last.as_ref().and_then(|last| last.all.get(index));
+            let last = last.map_or_else(|| [const { String::new() }; 3], |last| of(&last.figures));
+            row(f, &[vec![first.name.clone()], of(&first.figures).to_vec(), last.to_vec()].concat())?;
         }
         writeln!(
             f,
             "\nFloor: {} ms, a null call; where a flush is waited for {} ms, with the fastest fdatasync.",
-            ms(self.floor_us(false)),
-            ms(self.floor_us(true))
+            self.floor_us(false).map_or_else(String::new, ms),
+            self.floor_us(true).map_or_else(String::new, ms)
         )
     }
 
     fn workloads(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns = |name, rate| [name, "clients", rate, "p50, ms", "p99, ms", "p50 / floor", "rate / null calls"];
-        head(f, &format!("Puts of {VALUE_BYTES} bytes"), &columns("level", "commits a second"))?;
-        self.cases(f, &self.puts, 1, |level| level != "off")?;
-        let title = format!("CommitBatch of {BATCH_COMMITS} puts; the latency is that of the whole batch");
-        head(f, &title, &columns("level", "commits a second"))?;
-        self.cases(f, &self.batches, BATCH_COMMITS, |_| true)?;
-        head(f, "Reads of one key", &columns("kind", "reads a second"))?;
-        self.cases(f, &self.reads, 1, |_| false)
+        if !self.puts.is_empty() {
+            head(f, &format!("Puts of {VALUE_BYTES} bytes"), &columns("level", "commits a second"))?;
+            self.cases(f, &self.puts, 1, |level| level != "off")?;
+        }
+        if !self.batches.is_empty() {
+            let title = format!("CommitBatch of {BATCH_COMMITS} puts; the latency is that of the whole batch");
+            head(f, &title, &columns("level", "commits a second"))?;
+            self.cases(f, &self.batches, BATCH_COMMITS, |_| true)?;
+        }
+        if !self.reads.is_empty() {
+            head(f, "Reads of one key", &columns("kind", "reads a second"))?;
+            self.cases(f, &self.reads, 1, |_| false)?;
+        }
+        Ok(())
     }
 
     fn profile(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Profile { seen, commits, stages, cpu } = &self.profile;
-        let title =
-            format!("Where the time of a commit goes: level on, {CLIENTS} clients, {} commits", count(*commits as f64));
+        let Some(Profile { seen, had_failover, commits, stages, cpu }) = &self.profile else { return Ok(()) };
+        let (commits, mark) = (count(*commits as f64), if *had_failover { FAILOVER } else { "" });
+        let title = format!("Where the time of a commit goes: level on, {CLIENTS} clients, {commits} commits{mark}");
         head(f, &title, &["node", "stage", "p50, ms", "p99, ms", "mean, ms", "recorded"])?;
         for line in stages {
             let (node, time) = (format!("{} {}", line.role, line.node), line.time);
@@ -162,18 +192,25 @@ impl Report {
     }
 
     fn recovery(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let CatchUp { wal_mib, until_connected_ms, until_streaming_ms, until_applied_ms, mib_per_second } =
-            self.catch_up;
+        if self.catch_up.is_none() && self.seeding.is_none() {
+            return Ok(());
+        }
         let columns =
             ["how", "MiB", "sent, MiB", "MiB a second", "until connected, ms", "transfer, ms", "afterwards, ms"];
         head(f, "A standby that comes back", &columns)?;
-        let caught = [wal_mib, wal_mib, mib_per_second, until_connected_ms, until_streaming_ms, until_applied_ms];
-        row(f, &std::iter::once("catch-up".to_owned()).chain(caught.map(|it| format!("{it:.0}"))).collect::<Vec<_>>())?;
-        let seeding = self.seeding;
-        let cells = [seeding.total_mib, seeding.received_mib, seeding.mib_per_second].map(|it| format!("{it:.0}"));
-        let transfer = format!("{:.0}", seeding.transfer_ms);
-        let whole = format!("{:.0} from start to streaming", seeding.until_streaming_ms);
-        row(f, &[vec!["seeding".to_owned()], cells.to_vec(), vec![String::new(), transfer, whole]].concat())?;
+        if let Some(CatchUp { wal_mib, until_connected_ms, until_streaming_ms, until_applied_ms, mib_per_second }) =
+            self.catch_up
+        {
+            let caught = [wal_mib, wal_mib, mib_per_second, until_connected_ms, until_streaming_ms, until_applied_ms];
+            let caught = caught.map(|it| format!("{it:.0}"));
+            row(f, &std::iter::once("catch-up".to_owned()).chain(caught).collect::<Vec<_>>())?;
+        }
+        if let Some(seeding) = self.seeding {
+            let cells = [seeding.total_mib, seeding.received_mib, seeding.mib_per_second].map(|it| format!("{it:.0}"));
+            let transfer = format!("{:.0}", seeding.transfer_ms);
+            let whole = format!("{:.0} from start to streaming", seeding.until_streaming_ms);
+            row(f, &[vec!["seeding".to_owned()], cells.to_vec(), vec![String::new(), transfer, whole]].concat())?;
+        }
         writeln!(
             f,
             "\nAfterwards: until all of it was applied; of a seed the whole time, with start, swap and catching up."
@@ -185,10 +222,18 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { processors, seconds, .. } = self;
         writeln!(f, "Three servers and the load on one machine with {processors} processors; {seconds} s a case.")?;
+        match self.failovers() {
+            0 => {}
+            n => writeln!(f, "\nIn {n} cases the primary changed: they are marked{FAILOVER}, and do not count.")?,
+        }
         self.probes(f)?;
         self.workloads(f)?;
         self.profile(f)?;
-        self.recovery(f)
+        self.recovery(f)?;
+        match &self.error {
+            Some(error) => writeln!(f, "\nThe run ended here, with an error: {error}."),
+            None => Ok(()),
+        }
     }
 }
 
@@ -203,5 +248,30 @@ mod tests {
             (ratio(3.0, Some(2.0)), ratio(3.0, None), ratio(3.0, Some(0.0))),
             ("1.50".into(), "".into(), "".into())
         );
+    }
+
+    fn case(name: &str, timelines: (u32, u32)) -> Case {
+        let figures = Figures { count: 2, per_second: 1_000.0, p50_us: 500.0, p99_us: 900.0, failed: 0 };
+        Case { name: name.to_owned(), clients: 1, figures, timelines }
+    }
+
+    #[test]
+    fn a_case_with_a_failover_is_marked_and_said() {
+        let mut report = Report { puts: vec![case("on", (3, 3))], ..Report::default() };
+        assert!(!report.to_string().contains("failover"), "{report}");
+        report.puts.push(case("local", (3, 4)));
+        let text = report.to_string();
+        assert!(text.contains("In 1 cases the primary changed"), "{text}");
+        assert!(text.contains("| local (failover) | 1 | 1,000 |") && text.contains("| on | 1 | 1,000 |"), "{text}");
+    }
+
+    #[test]
+    fn what_was_measured_before_an_error_is_told_with_it() {
+        let reads = vec![case("eventual, standbys", (1, 1))];
+        let report = Report { reads, error: Some("no node answers".to_owned()), ..Report::default() };
+        let text = report.to_string();
+        assert!(text.contains("| eventual, standbys | 1 | 1,000 |"), "{text}");
+        assert!(text.ends_with("The run ended here, with an error: no node answers.\n"), "{text}");
+        assert!(!text.contains("A standby that comes back") && !text.contains("Puts of"), "{text}");
     }
 }

@@ -38,6 +38,15 @@ pub struct Case {
     /// How fast it was: calls, of which each may be many commits.
     #[serde(flatten)]
     pub figures: Figures,
+    /// The timelines of the cluster before and after. When they differ there was a failover, and the figures are of that.
+    pub timelines: (u32, u32),
+}
+
+impl Case {
+    /// Whether the primary changed while it was measured.
+    pub fn had_failover(&self) -> bool {
+        self.timelines.0 != self.timelines.1
+    }
 }
 
 /// How a case is announced, on standard error.
@@ -115,6 +124,8 @@ pub async fn batches(clients: &Clients, count: usize, window: Duration) -> Resul
 pub enum ReadKind {
     /// At the primary, confirmed by a majority.
     Linearizable,
+    /// At the primary, which holds a lease; the cluster is set to it meanwhile.
+    Leased,
     /// On standbys, not before a commit that was made before the reads.
     Session(SessionToken),
     /// On standbys, whatever they have.
@@ -125,7 +136,8 @@ impl ReadKind {
     /// For the table.
     pub fn name(self) -> &'static str {
         match self {
-            ReadKind::Linearizable => "linearizable, primary",
+            ReadKind::Linearizable => "linearizable by quorum, primary",
+            ReadKind::Leased => "linearizable by lease, primary",
             ReadKind::Session(_) => "session, standbys",
             ReadKind::Eventual => "eventual, standbys",
         }
@@ -133,7 +145,7 @@ impl ReadKind {
 
     fn options(self) -> ReadOptions {
         match self {
-            ReadKind::Linearizable => ReadOptions::linearizable(),
+            ReadKind::Linearizable | ReadKind::Leased => ReadOptions::linearizable(),
             ReadKind::Session(token) => ReadOptions::session(Some(token)).preference(ReadPreference::PreferStandby),
             ReadKind::Eventual => ReadOptions::eventual().preference(ReadPreference::PreferStandby),
         }

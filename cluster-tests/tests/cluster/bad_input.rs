@@ -246,3 +246,75 @@ async fn a_client_is_told_what_is_wrong_with_its_request() -> Result<()> {
     at_primary.commit(put(b"k", b"still well")).await?;
     cluster.finish().await
 }
+
+/// Memory of a process that is in RAM, in MiB.
+fn resident_mib(process: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process with memory")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? / 1024)
+}
+
+/// Opens connections that say nothing, for ever, and keeps the last thousand of them open.
+async fn flood(address: String) {
+    let mut open = std::collections::VecDeque::new();
+    loop {
+        if let Ok(stream) = tokio::net::TcpStream::connect(&address).await {
+            open.push_back(stream);
+        }
+        if open.len() > 1_000 {
+            open.pop_front();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_idle_connections_keep_no_member_out() -> Result<()> {
+    let options = Options { arguments: ["--max-connections", "64"].map(str::to_owned).to_vec(), ..Options::default() };
+    let mut cluster = Cluster::start(&options).await?;
+    let primary = cluster.wait_settled().await?;
+    let standby = cluster.names().into_iter().find(|name| *name != primary).expect("one of three");
+    let client = cluster.client(&primary, ANSWER_TIMEOUT);
+    client.commit(put_request(random_request_id(), b"k", b"before")).await?;
+    let process = cluster.process_ids()[&primary];
+    let before = resident_mib(process)?;
+    let flood = tokio::spawn(flood(cluster.address(&primary).to_owned()));
+
+    // Who comes now is told, unless an idle one has just been closed for its silence.
+    let refused = async {
+        loop {
+            if let Err(status) = cluster.client(&primary, ANSWER_TIMEOUT).status().await
+                && let Some(error) = refusal(&status)
+            {
+                return (status.code(), error);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (code, error) = tokio::time::timeout(PATIENCE, refused).await.context("nobody was refused")?;
+    assert_eq!((code, error.reason), (Code::ResourceExhausted, Reason::NodeBusy));
+    assert_says(&error.message, &["64 connections are open", "try again"]);
+
+    // A member that comes back reaches the primary all the same, and who was there before is served.
+    cluster.kill9(&standby)?;
+    cluster.start_node(&standby)?;
+    let streams = async {
+        loop {
+            let standbys = client.replication().await?.standbys;
+            if standbys.iter().any(|one| one.name == standby && one.connected && one.state == "streaming") {
+                return Ok::<_, tonic::Status>(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let begin = Instant::now();
+    tokio::time::timeout(PATIENCE, streams).await.context("the standby does not stream")??;
+    client.commit(put_request(random_request_id(), b"k", b"meanwhile")).await?;
+    let (streams_ms, after) = (begin.elapsed().as_millis(), resident_mib(process)?);
+    println!("flooded: streams_again_ms={streams_ms} resident_before_mib={before} resident_after_mib={after}");
+    ensure!(after < before + 100, "{before} MiB before, {after} MiB after");
+    flood.abort();
+    cluster.wait_settled().await?;
+    assert_says(&cluster.log(&primary), &["max_connections limits them"]);
+    cluster.finish().await
+}

@@ -240,6 +240,22 @@ fn sample(text: &str, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
+/// The metrics of a node, once the last beats of both standbys have reached it.
+async fn once_heard(address: &str, primary: &str) -> Result<String> {
+    let heard = async {
+        loop {
+            let (status, text) = get(address, "/metrics").await?;
+            ensure!(status == 200, "{text}");
+            let streaming = text.lines().filter(|line| line.ends_with(",state=\"streaming\"} 1"));
+            if streaming.filter(|line| !line.contains(&format!("\"{primary}\""))).count() == 2 {
+                return Ok(text);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, heard).await.context("both standbys are seen to stream")?
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_shows_metrics_and_readiness() -> Result<()> {
     let names = ["n1", "n2", "n3"];
@@ -266,8 +282,7 @@ async fn every_node_shows_metrics_and_readiness() -> Result<()> {
         let role = if *name == primary { "primary" } else { "standby" };
         assert_eq!(status, 200, "{body}");
         assert!(body.contains(&format!("\"role\":\"{role}\"")) && body.contains("\"writable\":true"), "{body}");
-        let (status, text) = get(address, "/metrics").await?;
-        assert_eq!(status, 200, "{text}");
+        let text = once_heard(address, &primary).await?;
         assert_eq!(sample(&text, &format!("understudy_role{{role=\"{role}\"}}")), Some(1.0), "{text}");
         assert_eq!(sample(&text, "understudy_timeline"), Some(1.0), "{text}");
         assert_eq!(sample(&text, "understudy_writable"), Some(1.0), "{text}");

