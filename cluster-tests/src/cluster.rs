@@ -180,6 +180,11 @@ impl Cluster {
         &self.node(name).launch
     }
 
+    /// How a node is started the next time.
+    pub fn launch_mut(&mut self, name: &str) -> &mut Launch {
+        &mut self.node_mut(name).launch
+    }
+
     /// Everything that a node has logged.
     pub fn log(&self, name: &str) -> String {
         tail(&self.node(name).launch.log, usize::MAX)

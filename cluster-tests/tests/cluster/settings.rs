@@ -6,6 +6,7 @@
 //! | the rule, to nobody | a commit that waits for a dead standby in mode `required` | it is acknowledged |
 //! | nonsense beside something right | the same | neither is changed |
 //! | a rule that nobody matches | | taken, and told of |
+//! | what one server is started with: `no_sync`, no priority | | it leaves the sync list, the cluster has its tags, and back |
 //! | | all nodes are stopped and started again | what was set stands |
 
 use std::time::Duration;
@@ -122,6 +123,31 @@ async fn an_empty_rule_releases_what_waits_and_outlives_a_restart_of_all() -> Re
         ensure!(value(&cluster, &name, "commit_deadline").await? == "50s", "{name} has another deadline");
         // The flag that made the segment small counts for a new cluster only, and shows as what the server was given.
         ensure!(value(&cluster, &name, "wal_segment_size").await? == "1MiB", "{name} has another segment size");
+    }
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_tagged_as_it_was_started() -> Result<()> {
+    // FAIL-8, INV-DURABLE: it is dropped from the sync list first.
+    let mut cluster = Cluster::start(&Options::default()).await?;
+    let primary = cluster.wait_settled().await?;
+    let standby = cluster.names().into_iter().find(|name| *name != primary).context("a standby")?;
+    let before = cluster.launch(&standby).arguments.clone();
+    for (given, priority, no_sync) in [(&["--no-sync=true", "--failover-priority", "0"][..], 0, true), (&[], 1, false)]
+    {
+        cluster.stop_node(&standby).await?;
+        cluster.launch_mut(&standby).arguments = before.clone();
+        cluster.launch_mut(&standby).arguments.extend(given.iter().map(|text| (*text).to_owned()));
+        cluster.start_node(&standby)?;
+        let is_so = |view: &View| {
+            let status = view.primary()?;
+            let found = member(status, &standby)?;
+            let listed = status.sync.as_ref()?.members.contains(&standby);
+            let tagged = (found.failover_priority, found.no_sync) == (priority, no_sync);
+            (tagged && listed != no_sync && found.state == "streaming").then_some(())
+        };
+        cluster.wait_for(&format!("priority {priority}, no_sync {no_sync}"), PATIENCE, is_so).await?;
     }
     cluster.finish().await
 }

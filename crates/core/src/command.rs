@@ -17,6 +17,7 @@
 //! | Configure | when every change is known and in bounds, and the settings fit together |
 //! | ClearDamage | while no election is open, of a node that is neither on the sync list nor the primary |
 //! | ReplaceMember | while no election is open and nobody is joining, of a node as for ClearDamage, by one that never was a member |
+//! | Retag | while no election is open; as `no_sync` only a node that is not on the sync list; while somebody can be promoted after it |
 //! | AddVoter | while no election is open, of the node that is joining and does not vote yet |
 //! | FinishJoin | while no election is open, of the node that is joining and votes |
 //! | RecordOutage | once for a timeline |
@@ -111,6 +112,17 @@ pub enum Command {
         /// Its tag.
         failover_priority: u32,
         /// Its tag.
+        no_sync: bool,
+    },
+    /// A member was started with other tags than the state has. Proposed by that member alone.
+    Retag {
+        /// Planned against.
+        generation: Generation,
+        /// Which.
+        node: NodeId,
+        /// As it is to be.
+        failover_priority: u32,
+        /// As it is to be. A listed node drops off the sync list first, by what its beats say.
         no_sync: bool,
     },
     /// The node that is joining votes from now on. Proposed by the Raft leader alone: see [`crate::membership`].

@@ -91,6 +91,9 @@ pub struct NodeReport {
     /// For how long a lease may still run that it granted as a voter, in milliseconds; zero once none does
     /// ([`crate::lease`]). In a report with a complete seal it is no older than the seal.
     pub lease_left_ms: u64,
+    /// It was started with `no_sync`: it is not put on the sync list, and taken off it if it is there. Its tag in the cluster
+    /// state follows ([`crate::command::Command::Retag`]).
+    pub no_sync: bool,
 }
 
 /// How far a standby's stream is.

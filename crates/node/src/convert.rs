@@ -49,6 +49,7 @@ pub fn report_to_wire(report: &NodeReport) -> v1::NodeReport {
         hears: report.hears.iter().map(|node| node.get()).collect(),
         lost_node_ids: report.lost.iter().map(|node| node.get()).collect(),
         lease_left_ms: report.lease_left_ms,
+        no_sync: report.no_sync,
         seeding_from_lsn: report.seeding_from.map_or(0, Lsn::get),
         seed: report.seed.map(|seed| v1::SeedProgress {
             source_node_id: seed.source.map_or(0, NodeId::get),
@@ -115,6 +116,7 @@ pub fn report_from_wire(beat: &v1::Beat, report: &v1::NodeReport) -> Result<Node
         hears: report.hears.iter().map(|node| NodeId::new(*node)).collect(),
         lost: report.lost_node_ids.iter().map(|node| NodeId::new(*node)).collect(),
         lease_left_ms: report.lease_left_ms,
+        no_sync: report.no_sync,
     })
 }
 

@@ -31,6 +31,7 @@ pub mod server;
 pub mod services;
 pub mod standby_stats;
 pub mod sync_list;
+pub mod tags;
 pub mod telemetry;
 pub mod upstream;
 pub mod view;

@@ -37,6 +37,7 @@ use crate::identity::{DataDir, random_u64};
 use crate::mesh::{BEAT_INTERVAL, EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
 use crate::services::{self, ServiceParts};
+use crate::tags::{self, Tags};
 use crate::telemetry::collect::Collector;
 use crate::telemetry::{self, Telemetry};
 use crate::upstream::Upstream;
@@ -338,6 +339,7 @@ impl Server {
             standing: self.standing.clone(),
             mesh: self.mesh.clone(),
             health: self.health.clone(),
+            no_sync: self.config.no_sync,
             stop: self.stop.clone(),
         });
         let outcome = tokio::select! {
@@ -441,9 +443,14 @@ impl Server {
             });
         }
         self.warn_of_other_settings(&cluster);
+        tokio::spawn(tags::keep(self.control.clone(), self.me.node_id, self.tags(), self.stop_serving.clone()));
         self.standing.send_modify(|standing| standing.system_id = cluster.system_id);
         self.view.send_modify(|view| view.waiting_for = None);
         Ok(cluster)
+    }
+
+    fn tags(&self) -> Tags {
+        Tags { failover_priority: self.config.failover_priority, no_sync: self.config.no_sync }
     }
 
     /// A directory that was replaced is another node: it waits until somebody makes it a member.

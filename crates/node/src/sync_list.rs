@@ -13,7 +13,7 @@ use understudy_control::Control;
 use understudy_core::command::Outcome;
 use understudy_core::observation::NodeReport;
 use understudy_core::state::ClusterState;
-use understudy_core::sync::{Ack, ConnectionId, SyncManager, SyncStatus, WaitsFor, WalSenderState};
+use understudy_core::sync::{Ack, ConnectionId, Report, SyncManager, SyncStatus, WaitsFor, WalSenderState};
 use understudy_engine::Engine;
 use understudy_types::{DurabilityLevel, Incarnation, Lsn, NodeId, TimelineId};
 
@@ -95,7 +95,8 @@ impl SyncListTask {
 
     /// A beat of `node` came.
     pub fn heard(&self, node: NodeId, report: &NodeReport) {
-        self.handle(|manager| manager.handle_report(node, report.incarnation, report.damaged, report.damage_epoch));
+        let &NodeReport { incarnation, damaged, damage_epoch, no_sync, .. } = report;
+        self.handle(|manager| manager.handle_report(node, Report { incarnation, damaged, damage_epoch, no_sync }));
     }
 
     /// Raft's state moved.

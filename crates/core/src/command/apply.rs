@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use understudy_types::{Generation, NodeId, SegmentSize, SyncMode, SystemId, TimelineId, TimelineSwitch, limits};
 
-use super::members::{add_voter, finish_join, record_outage, replace_member};
+use super::members::{add_voter, finish_join, record_outage, replace_member, retag};
 use super::rejection::{StillCounted, SyncListBar};
 use super::{Command, Outcome, Rejection};
 use crate::settings;
@@ -59,6 +59,10 @@ fn next_state(state: &ClusterState, command: &Command) -> Result<ClusterState, R
             check_generation(state, *generation)?;
             let tags = (*failover_priority, *no_sync);
             replace_member(state, *old, *new, address, tags)
+        }
+        Command::Retag { generation, node, failover_priority, no_sync } => {
+            check_generation(state, *generation)?;
+            retag(state, *node, (*failover_priority, *no_sync))
         }
         Command::AddVoter { generation, node } => {
             check_generation(state, *generation)?;

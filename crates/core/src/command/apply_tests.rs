@@ -304,6 +304,50 @@ fn damage_is_cleared_only_while_nobody_counts_on_the_node() {
     }
 }
 
+fn retag(state: &ClusterState, node: u64, failover_priority: u32, no_sync: bool) -> Command {
+    Command::Retag { generation: state.generation, node: id(node), failover_priority, no_sync }
+}
+
+#[test]
+fn a_member_is_tagged_anew() {
+    let mut state = settled();
+    for (node, priority, no_sync) in [(1, 0, true), (2, 7, false), (4, 3, true), (4, 3, false)] {
+        let command = retag(&state, node, priority, no_sync);
+        assert_applied(apply(&mut state, &command));
+        let member = &state.members[&id(node)];
+        assert_eq!((member.failover_priority, member.no_sync), (priority, no_sync));
+    }
+    assert_eq!(state.sync, settled().sync, "the list is SetSync's");
+    assert!(rejected(&state, &retag(&settled(), 2, 1, false)).starts_with("planned against generation"));
+    assert!(rejected(&state, &retag(&state, 9, 1, false)).contains("not a member"));
+    let open = in_election();
+    assert!(rejected(&open, &retag(&open, 2, 7, false)).contains("timeline 2 is being decided"));
+}
+
+#[test]
+fn a_listed_node_is_not_tagged_no_sync() {
+    // INV-DURABLE: who is listed has what was acknowledged, until SetSync says otherwise.
+    let mut state = settled();
+    let text = rejected(&state, &retag(&state, 2, 1, true));
+    assert_eq!(text, "n2 cannot be tagged no_sync while it is on the sync list");
+    let dropped = set_sync_to(&state, list(&[3], 1), &[]);
+    assert_applied(apply(&mut state, &dropped));
+    let command = retag(&state, 2, 1, true);
+    assert_applied(apply(&mut state, &command));
+    assert!(rejected(&state, &set_sync_to(&state, list(&[2, 3], 1), &[])).contains("tagged no_sync"));
+}
+
+#[test]
+fn somebody_can_always_be_promoted() {
+    let mut state = settled();
+    for node in [1, 2, 3] {
+        let command = retag(&state, node, 0, false);
+        assert_applied(apply(&mut state, &command));
+    }
+    let text = rejected(&state, &retag(&state, 4, 0, false));
+    assert_eq!(text, "n4 cannot have failover_priority 0: no other member could ever be promoted");
+}
+
 #[test]
 fn commands_and_outcomes_travel_as_json() {
     let state = in_election();
@@ -319,7 +363,7 @@ fn commands_and_outcomes_travel_as_json() {
 
 fn commands() -> impl Strategy<Value = Vec<(u8, u64, u32, u64, Vec<u64>, u32)>> {
     let members = proptest::collection::vec(1..6_u64, 0..4);
-    proptest::collection::vec((0..4_u8, 0..4_u64, 0..4_u32, 1..6_u64, members, 0..3_u32), 0..40)
+    proptest::collection::vec((0..5_u8, 0..4_u64, 0..4_u32, 1..6_u64, members, 0..3_u32), 0..40)
 }
 
 proptest! {
@@ -341,7 +385,8 @@ proptest! {
                     Command::Promote { generation, timeline, node, incarnation, switch_lsn, safe_lsn, sync, time_ms: 0 }
                 }
                 2 => Command::SetSync { generation, timeline, sync, damage_epochs: BTreeMap::from([(id(node), behind)]) },
-                _ => Command::ClearDamage { generation, node: id(node), damage_epoch: behind },
+                3 => Command::ClearDamage { generation, node: id(node), damage_epoch: behind },
+                _ => Command::Retag { generation, node: id(node), failover_priority: acks, no_sync: ahead == 1 },
             };
             match apply(&mut state, &command) {
                 Outcome::Applied { generation } => {
@@ -355,6 +400,8 @@ proptest! {
             prop_assert!(state.history.len() <= before.history.len() + 1);
             let primary = state.primary().map(|primary| primary.node);
             prop_assert!(state.sync.members.iter().all(|node| Some(*node) != primary && state.members.contains_key(node)));
+            prop_assert!(state.sync.members.iter().all(|node| !state.members[node].no_sync));
+            prop_assert!(state.members.values().any(Member::is_eligible));
             prop_assert!(state.primary().is_none_or(|primary| primary.safe_lsn <= primary.switch.switch_lsn));
         }
     }

@@ -46,6 +46,29 @@ pub(super) fn replace_member(
     Ok(next)
 }
 
+/// See [`super::Command::Retag`]. Not of a listed node as `no_sync`: the list tells who has what was acknowledged, and only
+/// SetSync makes it shorter (INV-DURABLE).
+pub(super) fn retag(
+    state: &ClusterState,
+    node: NodeId,
+    (failover_priority, no_sync): (u32, bool),
+) -> Result<ClusterState, Rejection> {
+    check_no_election(state)?;
+    let present = member(state, node)?;
+    let name = || present.name.clone();
+    if no_sync && state.sync.members.contains(&node) {
+        return Err(Rejection::StillListed { name: name() });
+    }
+    let tagged = Member { failover_priority, no_sync, ..present.clone() };
+    let others_are = state.members.iter().any(|(id, member)| *id != node && member.is_eligible());
+    if !others_are && !tagged.is_eligible() {
+        return Err(Rejection::NobodyEligible { name: name() });
+    }
+    let mut next = state.clone();
+    next.members.insert(node, tagged);
+    Ok(next)
+}
+
 /// See [`super::Command::AddVoter`].
 pub(super) fn add_voter(state: &ClusterState, node: NodeId) -> Result<ClusterState, Rejection> {
     check_no_election(state)?;

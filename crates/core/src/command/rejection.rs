@@ -143,6 +143,18 @@ pub enum Rejection {
         /// For people.
         why: StillCounted,
     },
+    /// SetSync has to drop it first.
+    #[error("{name} cannot be tagged no_sync while it is on the sync list")]
+    StillListed {
+        /// Of the node.
+        name: NodeName,
+    },
+    /// Somebody must be.
+    #[error("{name} cannot have failover_priority 0: no other member could ever be promoted")]
+    NobodyEligible {
+        /// Of the node.
+        name: NodeName,
+    },
     /// Voters change one at a time.
     #[error("{name} is joining; wait until it votes")]
     Joining {

@@ -83,6 +83,7 @@ pub fn report(number: u64, timeline: u32, lsn: u64) -> NodeReport {
         hears: (1..=9).filter(|other| *other != number).map(id).collect(),
         lost: BTreeSet::new(),
         lease_left_ms: 0,
+        no_sync: false,
     }
 }
 

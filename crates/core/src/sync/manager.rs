@@ -56,7 +56,8 @@
 //! before its removal was proposed stays listed without a word to Raft.
 //!
 //! **Who is wanted.** A standby gets on the list only while it streams and has acknowledged on this connection, is
-//! undamaged, a data member, named, and not `no_sync`. Once on it, it stays while it is connected, be it in catchup
+//! undamaged, a data member, named, and not `no_sync`, neither by its tag nor by its own word: a node that was started anew
+//! with `no_sync` is dropped by its word, and only then tagged (design, "Changing the sync list"). Once on it, it stays while it is connected, be it in catchup
 //! after a reconnect, and is dropped when its connection is gone. A standby that the promotion listed has until
 //! [`SyncManager::handle_grace_over`] to connect: without it every failover would begin with a list of nobody. See
 //! `wanted` for the modes and `standbys` for which acknowledgements count.
@@ -169,9 +170,9 @@ impl SyncManager {
         }
     }
 
-    /// A node's beat: its process, whether it counts as damaged, and how often it was.
-    pub fn handle_report(&mut self, node: NodeId, incarnation: Incarnation, damaged: bool, damage_epoch: u64) {
-        if self.standbys.reported(node, Report { incarnation, damaged, damage_epoch }) {
+    /// A node's beat.
+    pub fn handle_report(&mut self, node: NodeId, report: Report) {
+        if self.standbys.reported(node, report) {
             self.replan();
         }
     }
@@ -300,7 +301,7 @@ impl SyncManager {
     fn nominee(&self, node: NodeId, priority: u32) -> Option<Nominee> {
         let listed = self.applied.list.members.contains(&node);
         let standby = self.standbys.get(node);
-        if self.is_damaged(node) {
+        if self.is_damaged(node) || standby.is_some_and(Standby::wants_no_sync) {
             return None;
         }
         let is_streaming = standby.is_some_and(Standby::is_streaming);

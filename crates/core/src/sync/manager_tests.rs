@@ -17,7 +17,8 @@
 //! | `b beats` | b's report: its process, its damage |
 //! | `b restarts`, `b loses its WAL` | told to nobody yet; the second counts a damage epoch |
 //! | `b is cleared` | ClearDamage is committed and applied here, if Raft carries it out |
-//! | `b no_sync` | b's tag is set, and applied here |
+//! | `b wants no_sync` | it is started so: its next beats say it |
+//! | `b no_sync` | Retag is committed, and applied here, if Raft carries it out |
 //! | `propose` | what the manager gives out is sent, and not lost |
 //! | `raft commits` | carries out what was sent, unknown to a |
 //! | `raft commits another` | carries out some other command before it, unknown to a |
@@ -31,7 +32,7 @@ use std::path::Path;
 
 use understudy_types::{DurabilityLevel, Generation, Incarnation, Lsn, NodeId, SystemId, TimelineId, TimelineSwitch};
 
-use super::{Ack, ConnectionId, SyncManager, WalSenderState};
+use super::{Ack, ConnectionId, Report, SyncManager, WalSenderState};
 use crate::command::{Command, Outcome, apply};
 use crate::state::{ClusterState, HistoryEntry, Member, SyncList};
 
@@ -62,6 +63,7 @@ struct Standby {
     incarnation: u64,
     damage_epoch: u64,
     damaged: bool,
+    no_sync: bool,
 }
 
 #[derive(Default)]
@@ -188,6 +190,7 @@ impl Scene {
             ["a", "flushes", at] => self.manager().handle_local_flush(lsn(at)),
             ["old", who, rest @ ..] => self.of_standby(id(who), rest, 1),
             [who, "is", "cleared"] => return self.clear(id(who)),
+            [who, "no_sync"] => return self.tag_no_sync(id(who)),
             [who, rest @ ..] => self.of_standby(id(who), rest, 0),
             [] => unreachable!("empty lines are not events"),
         }
@@ -198,7 +201,7 @@ impl Scene {
         let standby = self.standbys.entry(node).or_insert_with(|| Standby { incarnation: 1, ..Standby::default() });
         let newest = standby.connections.iter().rev().nth(back).copied();
         let incarnation = Incarnation::new(standby.incarnation);
-        let (damaged, damage_epoch) = (standby.damaged, standby.damage_epoch);
+        let (damaged, damage_epoch, no_sync) = (standby.damaged, standby.damage_epoch, standby.no_sync);
         let connection = || newest.expect("a connection");
         let manager = self.manager.as_mut().expect("the scenario has opened the timeline");
         match what {
@@ -221,15 +224,13 @@ impl Scene {
                 manager.handle_ack(connection(), standby.acked);
             }
             ["leaves"] => manager.handle_disconnected(connection()),
-            ["beats"] => manager.handle_report(node, incarnation, damaged, damage_epoch),
+            ["beats"] => manager.handle_report(node, Report { incarnation, damaged, damage_epoch, no_sync }),
+            ["wants", "no_sync"] => standby.no_sync = true,
             ["restarts"] => standby.incarnation += 1,
             ["loses", "its", "WAL"] => {
                 standby.damaged = true;
                 standby.damage_epoch += 1;
                 standby.incarnation += 1;
-            }
-            ["no_sync"] => {
-                self.changes(|raft| raft.members.get_mut(&node).expect("a member").no_sync = true);
             }
             other => panic!("no event {other:?}"),
         }
@@ -254,6 +255,13 @@ impl Scene {
         if outcome.is_empty() {
             self.standbys.get_mut(&node).expect("known").damaged = false;
         }
+        self.learn();
+        outcome
+    }
+
+    fn tag_no_sync(&mut self, node: NodeId) -> String {
+        let generation = self.raft.generation;
+        let outcome = self.commit(&Command::Retag { generation, node, failover_priority: 1, no_sync: true });
         self.learn();
         outcome
     }

@@ -32,7 +32,7 @@ pub use manager::SyncManager;
 pub use named::{Unsatisfied, nobody_can_acknowledge};
 pub use names::{StandbyNames, StandbyNamesError, SyncMethod};
 pub use rule::{SyncRule, holds, safe_lsn};
-pub use standbys::{Ack, ConnectionId, WalSenderState};
+pub use standbys::{Ack, ConnectionId, Report, WalSenderState};
 pub use status::{StandbySync, SyncState, SyncStatus, SyncWait};
 pub use waiting::{TooFewConnected, WaitsFor};
 

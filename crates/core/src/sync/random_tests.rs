@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use understudy_types::{Generation, Incarnation, Lsn, NodeId, SyncMode, TimelineId, TimelineSwitch};
 
-use super::{Ack, ConnectionId, SyncManager, WalSenderState};
+use super::{Ack, ConnectionId, Report, SyncManager, WalSenderState};
 use crate::command::{Command, Outcome, apply};
 use crate::state::{ClusterState, HistoryEntry, Member, Settings, SyncList};
 
@@ -212,7 +212,8 @@ impl World {
             Event::SendReport(index) => self.report(node(index)),
             Event::DeliverReport(at) if !self.reports.is_empty() => {
                 let (id, incarnation, damaged, epoch) = self.reports.remove(at % self.reports.len());
-                self.manager.handle_report(id, incarnation, damaged, epoch);
+                let report = Report { incarnation, damaged, damage_epoch: epoch, no_sync: false };
+                self.manager.handle_report(id, report);
             }
             Event::Damage(index, bytes) => {
                 // The node says it first, then loses. The primary may believe in the connection for long.

@@ -123,12 +123,17 @@ pub(super) enum AckEffect {
     Further,
 }
 
-/// From a beat.
+/// What a beat says that matters to the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Report {
+pub struct Report {
+    /// The node's process.
     pub incarnation: Incarnation,
+    /// Whether it counts as damaged.
     pub damaged: bool,
+    /// How often it was.
     pub damage_epoch: u64,
+    /// Whether it was started with `no_sync`, whatever its tag is.
+    pub no_sync: bool,
 }
 
 impl Standby {
@@ -139,6 +144,11 @@ impl Standby {
             Some(report) if report.damage_epoch == self.damage_epoch => report.damaged,
             Some(_) | None => self.damage_epoch > recorded_epoch,
         }
+    }
+
+    /// Whether it said that it is not to be listed.
+    pub fn wants_no_sync(&self) -> bool {
+        self.report.is_some_and(|report| report.no_sync)
     }
 
     /// Whether its connection may put it on the list: it streams, has acknowledged, and is of the process and the

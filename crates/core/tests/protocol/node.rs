@@ -224,6 +224,7 @@ impl Node {
             hears: self.heard.iter().filter_map(hears).collect(),
             lost: BTreeSet::new(),
             lease_left_ms: self.grants.left_ms(self.clock_ms(now_ms)),
+            no_sync: false,
         }
     }
 

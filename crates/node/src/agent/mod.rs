@@ -114,6 +114,8 @@ pub struct AgentParts {
     pub mesh: MeshHandles,
     /// What load balancers see.
     pub health: Health,
+    /// As the server was started: nobody is to wait for its confirmations.
+    pub no_sync: bool,
     /// The node stops.
     pub stop: CancellationToken,
 }
@@ -167,6 +169,7 @@ pub struct Agent {
     standing: watch::Sender<Standing>,
     mesh: MeshHandles,
     health: Health,
+    no_sync: bool,
     stop: CancellationToken,
 
     cluster: Arc<ClusterState>,
@@ -256,6 +259,7 @@ impl Agent {
             standing: parts.standing,
             mesh: parts.mesh,
             health: parts.health,
+            no_sync: parts.no_sync,
             stop: parts.stop,
             table: carried.table,
             dialers: carried.dialers,

@@ -106,6 +106,7 @@ impl Agent {
             hears: self.table.hears(self.primary_timeout(), now),
             lost,
             lease_left_ms: self.standing.borrow().grants.left_ms(boot_ms()),
+            no_sync: self.no_sync,
         }
     }
 
