@@ -111,6 +111,7 @@ mod tests {
             position: Position::default(),
             already_done: false,
             node_id: NodeId::default(),
+            node_name: "a".to_owned(),
             request_id: RequestId::new([1; 16]),
             token: None,
         };

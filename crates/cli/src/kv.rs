@@ -122,6 +122,7 @@ async fn make(client: &Client, output: Output, commit: Commit) -> anyhow::Result
             position: outcome.position.into(),
             already_done: outcome.already_done,
             node_id: outcome.node_id.to_string(),
+            node_name: outcome.node_name,
             request_id: outcome.request_id.to_string(),
             token: outcome.token.map(|token| token.to_string()),
         })?,
@@ -148,7 +149,11 @@ fn not_committed(error: &ClientError) -> Option<Value> {
 
 fn committed_text(outcome: &CommitOutcome) -> String {
     let already = if outcome.already_done { "; an earlier request with this id had done it" } else { "" };
-    format!("committed at {}, acknowledged by node {}{already}\n", outcome.position, outcome.node_id)
+    let by = match outcome.node_name.as_str() {
+        "" => format!("node {}", outcome.node_id),
+        name => name.to_owned(),
+    };
+    format!("committed at {}, acknowledged by {by}{already}\n", outcome.position)
 }
 
 #[derive(Serialize)]
@@ -156,6 +161,7 @@ struct JsonCommit {
     position: JsonPosition,
     already_done: bool,
     node_id: String,
+    node_name: String,
     request_id: String,
     token: Option<String>,
 }

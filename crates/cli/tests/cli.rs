@@ -55,7 +55,7 @@ fn keys_are_put_read_and_deleted() {
     let endpoints = cluster.address(0);
     let put = run(&endpoints, &["put", "greeting", "hello"]);
     assert_eq!((put.code, put.err.as_str()), (0, ""));
-    assert!(put.out.starts_with("committed at 0/01000064@1, acknowledged by node 0000000000000002"), "{}", put.out);
+    assert!(put.out.starts_with("committed at 0/01000064@1, acknowledged by n1\n"), "{}", put.out);
     let get = run(&endpoints, &["get", "greeting"]);
     assert_eq!((get.code, get.out.as_str()), (0, "hello"));
     let get = json(&run(&endpoints, &["get", "greeting", "-o", "json"]).out);

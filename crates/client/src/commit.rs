@@ -198,7 +198,7 @@ fn random_request_id() -> RequestId {
 }
 
 /// A commit that stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommitOutcome {
     /// Where it stands in the log; the version of the values that it wrote.
     pub position: Position,
@@ -206,6 +206,8 @@ pub struct CommitOutcome {
     pub already_done: bool,
     /// Who acknowledged it.
     pub node_id: NodeId,
+    /// The name of that node; empty from a node that does not say it.
+    pub node_name: String,
     /// Its request id.
     pub request_id: RequestId,
     /// A later read that carries it sees the commit; none from a node that sends none.
@@ -218,6 +220,7 @@ impl CommitOutcome {
             position: response.position.map(Position::from).unwrap_or_default(),
             already_done: response.already_done,
             node_id: response.node_id.parse().unwrap_or_default(),
+            node_name: response.node_name,
             request_id,
             token: token_of(&response.token),
         }

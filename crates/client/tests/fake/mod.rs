@@ -356,6 +356,7 @@ impl kv_server::Kv for Node {
                 position: Some(position),
                 already_done,
                 node_id: format!("{:016x}", self.me + 1),
+                node_name: world.names[self.me].0.clone(),
                 token: token_bytes(position),
             })),
         }

@@ -152,6 +152,7 @@ fn committed(view: &NodeView, committed: Committed) -> v1::CommitResponse {
         already_done: committed.already_done,
         node_id: view.me.to_string(),
         token: convert::token_bytes(token),
+        node_name: view.cluster.name_of(view.me),
     }
 }
 

@@ -111,6 +111,7 @@ async fn an_acknowledgement_carries_the_node_and_a_token() {
     let position = Position::new(TimelineId::new(2), understudy_types::Lsn::new(0x0100_00A0));
     let answer = committed(&view, Committed { position, already_done: true });
     assert_eq!((answer.node_id, answer.already_done), (view.me.to_string(), true));
+    assert_eq!(answer.node_name, view.cluster.name_of(view.me));
     let token = convert::token(&answer.token).expect("well-formed").expect("a token");
     assert_eq!((token.system_id, token.position), (view.cluster.system_id, position));
 }
