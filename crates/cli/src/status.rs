@@ -2,7 +2,7 @@
 //!
 //! Every known node is asked. The facts are those of one node, so that they fit together: the one that knows the
 //! latest cluster state, of these the primary, which has the acknowledgements at first hand. Nodes that do not answer
-//! are named beneath.
+//! are named beneath, and so are those that answer and belong to no cluster, with what they wait for.
 
 use serde::Serialize;
 use understudy_client::{Client, NodeAnswer};
@@ -17,10 +17,10 @@ use crate::output::{Grid, bytes_text, lsn_text, or_dash, print, print_json};
 pub async fn run(client: &Client, output: Output) -> anyhow::Result<Exit> {
     let answers = client.status().await;
     let Some(status) = best(&answers) else { anyhow::bail!(nobody_answers(&answers)) };
-    let silent = silent(&answers);
+    let (silent, outside) = (silent(&answers), outside(&answers, status));
     match output {
-        Output::Table => print(&text(status, &silent))?,
-        Output::Json => print_json(&JsonStatus::new(status, &silent))?,
+        Output::Table => print(&text(status, &silent, &outside))?,
+        Output::Json => print_json(&JsonStatus::new(status, &silent, &outside))?,
     }
     Ok(Exit::Done)
 }
@@ -29,6 +29,14 @@ pub async fn run(client: &Client, output: Output) -> anyhow::Result<Exit> {
 #[derive(Debug, Serialize)]
 struct Silent<'a> {
     address: &'a str,
+    why: &'a str,
+}
+
+/// A node that answers and belongs to no cluster, or to one whose member it is not: a lost disk, most of the time.
+#[derive(Debug, Serialize)]
+struct Outside<'a> {
+    address: &'a str,
+    name: &'a str,
     why: &'a str,
 }
 
@@ -49,7 +57,20 @@ fn silent(answers: &[NodeAnswer<v1::StatusResponse>]) -> Vec<Silent<'_>> {
         .collect()
 }
 
-fn text(status: &v1::StatusResponse, silent: &[Silent<'_>]) -> String {
+/// Those that wait to become a member, but for the one whose answer is `shown`: its header says it.
+fn outside<'a>(answers: &'a [NodeAnswer<v1::StatusResponse>], shown: &v1::StatusResponse) -> Vec<Outside<'a>> {
+    let is_outside = |status: &v1::StatusResponse| {
+        let is_member = status.members.iter().any(|member| member.name == status.answered_by);
+        !is_member && !std::ptr::eq(status, shown) && !status.not_writable_reason.is_empty()
+    };
+    let answered = answers.iter().filter_map(|node| Some((node.address.as_str(), node.answer.as_ref().ok()?)));
+    let outside = answered.filter(|(_, status)| is_outside(status));
+    outside
+        .map(|(address, status)| Outside { address, name: &status.answered_by, why: &status.not_writable_reason })
+        .collect()
+}
+
+fn text(status: &v1::StatusResponse, silent: &[Silent<'_>], outside: &[Outside<'_>]) -> String {
     let mut out = header(status);
     if !status.members.is_empty() {
         out.push('\n');
@@ -57,6 +78,7 @@ fn text(status: &v1::StatusResponse, silent: &[Silent<'_>]) -> String {
     }
     let problems = status.members.iter().filter(|member| !member.problem.is_empty() || member.damaged);
     let mut notes: Vec<String> = problems.map(problem).collect();
+    notes.extend(outside.iter().map(|node| format!("{} at {}: {}", node.name, node.address, node.why)));
     notes.extend(silent.iter().map(|silent| format!("{} does not answer: {}", silent.address, silent.why)));
     if !notes.is_empty() {
         out.push('\n');
@@ -183,6 +205,7 @@ struct JsonStatus<'a> {
     members: Vec<JsonMember<'a>>,
     answered_by: &'a str,
     silent: &'a [Silent<'a>],
+    outside: &'a [Outside<'a>],
 }
 
 #[derive(Serialize)]
@@ -254,7 +277,7 @@ fn some(text: &str) -> Option<&str> {
 }
 
 impl<'a> JsonStatus<'a> {
-    fn new(status: &'a v1::StatusResponse, silent: &'a [Silent<'a>]) -> Self {
+    fn new(status: &'a v1::StatusResponse, silent: &'a [Silent<'a>], outside: &'a [Outside<'a>]) -> Self {
         let election = status.election.as_ref().map(|election| JsonElection {
             timeline: election.timeline,
             reason: &election.reason,
@@ -291,6 +314,7 @@ impl<'a> JsonStatus<'a> {
             members: status.members.iter().map(JsonMember::from).collect(),
             answered_by: &status.answered_by,
             silent,
+            outside,
         }
     }
 }

@@ -62,7 +62,7 @@ a       127.0.0.1:7401  primary  running     3  0/020000A0  0/020000A0  0/020000
 bb      127.0.0.1:7402  standby  streaming   3  0/020000A0  0/020000A0  0/02000000   160 B  quorum  leader    42 ms
 ccc     127.0.0.1:7403  standby  catchup     3  0/020000A0  0/020000A0  0/01000000  16 MiB  async   follower  42 ms
 ";
-    assert_eq!(text(&status(), &[]), expected);
+    assert_eq!(text(&status(), &[], &[]), expected);
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn trouble_is_said_in_full() {
     status.members[2].problem = "its store has applied too much".to_owned();
     status.members[2].damaged = true;
     let silent = [Silent { address: "127.0.0.1:7401", why: "connection refused" }];
-    let text = text(&status, &silent);
+    let text = text(&status, &silent, &[]);
     for line in [
         "writable  no: timeline 4 is being decided",
         "election  timeline 4 is being decided: a is gone",
@@ -93,7 +93,7 @@ fn trouble_is_said_in_full() {
 #[test]
 fn a_node_before_its_cluster_says_so() {
     let status = v1::StatusResponse { answered_by: "a".to_owned(), ..v1::StatusResponse::default() };
-    let text = text(&status, &[]);
+    let text = text(&status, &[], &[]);
     assert!(text.contains("not made yet; a answers") && text.contains("primary   none yet"), "{text}");
 }
 
@@ -101,7 +101,7 @@ fn a_node_before_its_cluster_says_so() {
 fn json_has_the_same_facts() {
     let status = status();
     let silent = [Silent { address: "x:1", why: "refused" }];
-    let value: Value = serde_json::to_value(JsonStatus::new(&status, &silent)).expect("json");
+    let value: Value = serde_json::to_value(JsonStatus::new(&status, &silent, &[])).expect("json");
     assert_eq!(value["primary"], "a");
     assert_eq!(value["writable"], true);
     assert_eq!(value["not_writable_reason"], Value::Null);
@@ -135,7 +135,7 @@ fn a_node_that_is_being_seeded_shows_how_far_it_is() {
     seeded.problem = "it is being seeded: the WAL was removed upstream".to_owned();
     (seeded.seed_source, seeded.seed_reason) = ("bb".to_owned(), "the WAL was removed upstream".to_owned());
     (seeded.seed_bytes_total, seeded.seed_bytes_done, seeded.seed_bytes_reused) = (4 << 20, 2 << 20, 1 << 20);
-    let text = text(&status, &[]);
+    let text = text(&status, &[], &[]);
     assert!(
         text.contains(
             "ccc: it is being seeded: the WAL was removed upstream; seeding from bb: 2048 KiB of 4096 KiB are here, \
@@ -143,7 +143,31 @@ fn a_node_that_is_being_seeded_shows_how_far_it_is() {
         ),
         "{text}"
     );
-    let value: Value = serde_json::to_value(JsonStatus::new(&status, &[])).expect("json");
+    let value: Value = serde_json::to_value(JsonStatus::new(&status, &[], &[])).expect("json");
     assert_eq!(value["members"][2]["seed"]["bytes_done"], json!(2 << 20));
     assert_eq!(value["members"][1]["seed"], Value::Null);
+}
+
+#[test]
+fn a_node_that_lost_its_disk_says_what_to_run() {
+    let why = "the others are not empty; to put this one in its place, run: understudy members replace ccc";
+    let empty = v1::StatusResponse {
+        answered_by: "ccc".to_owned(),
+        not_writable_reason: why.to_owned(),
+        ..v1::StatusResponse::default()
+    };
+    // It may know the cluster by now, and be no member of it.
+    let mut learning = v1::StatusResponse { answered_by: "ddd".to_owned(), generation: 11, ..status() };
+    learning.not_writable_reason = "it waits".to_owned();
+    let answer = |address: &str, status| NodeAnswer { address: address.to_owned(), answer: Ok(status) };
+    let answers = [answer("a:1", status()), answer("c:1", empty.clone()), answer("d:1", learning)];
+    let shown = best(&answers).expect("a status");
+    let outside = outside(&answers, shown);
+    let text = text(shown, &[], &outside);
+    assert!(text.ends_with(&format!("\nccc at c:1: {why}\nddd at d:1: it waits\n")), "{text}");
+    let value: Value = serde_json::to_value(JsonStatus::new(shown, &[], &outside)).expect("json");
+    assert_eq!(value["outside"][0], json!({"address": "c:1", "name": "ccc", "why": why}));
+    // Alone it is what is shown.
+    let alone = [answer("c:1", empty)];
+    assert!(super::outside(&alone, best(&alone).expect("a status")).is_empty());
 }

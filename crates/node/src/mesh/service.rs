@@ -40,10 +40,11 @@ impl<G> MeshService<G> {
     }
 }
 
-fn check(standing: Standing, me: NodeId, beat: &Beat) -> Result<(), Status> {
+fn check(standing: Standing, (me, name): (NodeId, &str), beat: &Beat) -> Result<(), Status> {
     if beat.target_node_id != me.get() {
         return Err(Status::failed_precondition(format!(
-            "the beat is for node {:016x}, but node {me} stands at this address: the other one's data directory is gone or moved",
+            "the beat is for node {:016x}, but node {me} stands at this address: the other one's data directory is gone or \
+             moved; if it is gone, run: understudy members replace {name}",
             beat.target_node_id
         )));
     }
@@ -85,7 +86,12 @@ fn answer(handles: &MeshHandles, beat: &Beat) -> BeatReply {
     }
 }
 
-async fn serve(handles: MeshHandles, mut beats: Streaming<Beat>, replies: mpsc::Sender<Result<BeatReply, Status>>) {
+async fn serve(
+    handles: MeshHandles,
+    name: String,
+    mut beats: Streaming<Beat>,
+    replies: mpsc::Sender<Result<BeatReply, Status>>,
+) {
     let mut from: Option<NodeId> = None;
     let end = loop {
         let beat = match beats.message().await {
@@ -94,7 +100,7 @@ async fn serve(handles: MeshHandles, mut beats: Streaming<Beat>, replies: mpsc::
             Err(status) => break Some(status),
         };
         let standing = *handles.standing.borrow();
-        if let Err(status) = check(standing, handles.me.node_id, &beat) {
+        if let Err(status) = check(standing, (handles.me.node_id, &name), &beat) {
             break Some(status);
         }
         let sender = NodeId::new(beat.node_id);
@@ -139,10 +145,11 @@ impl<G: Greeting> Mesh for MeshService<G> {
     async fn beats(&self, request: Request<Streaming<Beat>>) -> Result<Response<Self::BeatsStream>, Status> {
         let (replies, queued) = mpsc::channel(REPLIES_QUEUED_MAX);
         let (handles, stop, beats) = (self.handles.clone(), self.stop.clone(), request.into_inner());
+        let name = self.greeting.identify().name;
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = serve(handles, beats, replies) => {}
+                () = serve(handles, name, beats, replies) => {}
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(queued))))
@@ -215,10 +222,12 @@ mod tests {
     #[test]
     fn a_beat_for_another_node_or_cluster_is_refused() {
         let standing = standing(2);
-        let me = NodeId::new(1);
+        let me = (NodeId::new(1), "c");
         assert!(check(standing, me, &beat(2, 4)).is_ok());
         let moved = Beat { target_node_id: 7, ..beat(2, 4) };
-        assert!(check(standing, me, &moved).expect_err("refused").message().contains("0000000000000007"));
+        let refusal = check(standing, me, &moved).expect_err("refused");
+        assert!(refusal.message().contains("0000000000000007"), "{refusal}");
+        assert!(refusal.message().ends_with("understudy members replace c"), "what to run is said: {refusal}");
         let foreign = Beat { system_id: 6, ..beat(2, 4) };
         assert!(check(standing, me, &foreign).is_err());
         let unbound = Beat { system_id: 0, ..beat(2, 4) };
