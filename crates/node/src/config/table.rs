@@ -9,6 +9,7 @@ use understudy_core::settings::{Settings, parse_bytes, print_bytes};
 use understudy_types::{NodeName, SegmentSize};
 
 use super::{LogFormat, ServerConfig, check_address, parse_member};
+use crate::telemetry::parse_filter;
 
 /// What a setting takes, and what its key in the file may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,10 +244,11 @@ pub const SERVER_SETTINGS: [ServerSetting; 11] = [
         name: "log_level",
         kind: ServerKind::Text,
         default: Some("info"),
-        bounds: "error, warn, info, debug, trace, or a filter",
+        bounds: "error, warn, info, debug, trace, off, or a filter",
         also: Some("RUST_LOG"),
         doc: "What is logged: a level, or a filter like understudy_wal=debug,info",
         set: |draft, text| {
+            parse_filter(text).map_err(|error| error.why)?;
             draft.log_level = text.to_owned();
             Ok(())
         },
