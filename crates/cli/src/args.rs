@@ -201,7 +201,7 @@ pub struct ReadArgs {
 /// What a read must see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ReadLevel {
-    /// Every commit acknowledged before; the primary answers
+    /// Every commit acknowledged at level on or remote_apply before; the primary answers
     Linearizable,
     /// No less than the token
     Session,

@@ -107,7 +107,8 @@ impl Client {
         Session::new(self.clone())
     }
 
-    /// Reads one key at the primary: sees every commit that was acknowledged at level `on` before this call.
+    /// Reads one key at the primary: sees every commit that was acknowledged at level `on` or
+    /// `remote_apply` before this call.
     ///
     /// # Errors
     /// [`ClientError::Unavailable`] at the deadline, [`ClientError::Invalid`] for a key out of bounds.

@@ -8,7 +8,7 @@ use understudy_types::{Position, SessionToken};
 /// What a read must see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Consistency {
-    /// Every commit that was acknowledged at level `on` before the read began. Only the primary answers.
+    /// Every commit that was acknowledged at level `on` or `remote_apply` before the read began. Only the primary answers.
     #[default]
     Linearizable,
     /// No less than what the token stands for: the session's own commits and reads.
