@@ -6,6 +6,7 @@ use std::fmt;
 use understudy_types::{NodeId, TimelineId};
 
 use super::rank::NotWinner;
+use crate::settings::print_bytes;
 
 /// An election that waits. It ends by itself as soon as what is missing is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +114,8 @@ impl fmt::Display for Unmet {
             }
             Self::TooFarBehind { lag_bytes, lag_bytes_max, old_primary } => {
                 write!(f, "the best standby is {lag_bytes} bytes behind the old primary's last known end of WAL, ")?;
-                write!(f, "max_lag_on_failover_bytes is {lag_bytes_max}: bring back the old primary {old_primary}, ")?;
+                let limit = print_bytes(*lag_bytes_max);
+                write!(f, "max_lag_on_failover is {limit}: bring back the old primary {old_primary}, ")?;
                 f.write_str("or a standby that has more")
             }
             Self::Data { missing } => {

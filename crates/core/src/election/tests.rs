@@ -281,21 +281,21 @@ fn f_is_s_in_mode_async() {
 fn in_mode_async_a_standby_within_the_lag_will_do() {
     let scenario = |end: Option<u64>| {
         let mut scenario = three().mode(SyncMode::Async).list(&[], 0).sealed(2, 400).sealed(3, 500).leader(2);
-        scenario.state.settings.max_lag_on_failover_bytes = 100;
+        scenario.state.settings.max_lag_on_failover_bytes = 2 << 10;
         scenario.primary_end = end.map(Lsn::new);
         scenario
     };
     assert!(scenario(None).decide().starts_with("n3 opens 2 at 500"));
-    assert!(scenario(Some(600)).decide().starts_with("n3 opens 2 at 500"));
+    assert!(scenario(Some(2548)).decide().starts_with("n3 opens 2 at 500"));
     assert_eq!(
-        scenario(Some(601)).decide(),
-        "nobody can be promoted to timeline 2 yet: the best standby is 101 bytes behind the old primary's last known \
-         end of WAL, max_lag_on_failover_bytes is 100: bring back the old primary n1, or a standby that has more"
+        scenario(Some(2549)).decide(),
+        "nobody can be promoted to timeline 2 yet: the best standby is 2049 bytes behind the old primary's last known \
+         end of WAL, max_lag_on_failover is 2KiB: bring back the old primary n1, or a standby that has more"
     );
     // The old primary needs no such limit, and a standby may know of an end that the leader does not.
-    assert!(scenario(Some(601)).sealed(1, 601).decide().starts_with("n1 opens 2 at 601, safe 601"));
-    let told = scenario(None).report(2, |report| report.safe_lsn = Lsn::new(700));
-    assert!(told.decide().contains("200 bytes behind"), "{}", told.decide());
+    assert!(scenario(Some(2549)).sealed(1, 2549).decide().starts_with("n1 opens 2 at 2549, safe 2549"));
+    let told = scenario(None).report(2, |report| report.safe_lsn = Lsn::new(2700));
+    assert!(told.decide().contains("2200 bytes behind"), "{}", told.decide());
 }
 
 #[test]
