@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use understudy_types::limits::QUEUE_BYTES_MAX;
 use understudy_types::{SegmentSize, SystemId};
 
-/// Unconfirmed commits, queued and appended but not visible, in bytes (design, section 9).
-pub(crate) const QUEUE_BYTES_MAX: u64 = 64 << 20;
 /// Appended bytes that are kept in memory for the walsenders.
 pub(crate) const RING_BYTES_MAX: usize = 16 << 20;
 

@@ -5,14 +5,13 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use understudy_types::limits::QUEUE_COMMITS_MAX;
 use understudy_types::{Lsn, Position};
 use understudy_wal::CommitRecord;
 
 use crate::commit::{CommitError, Precondition};
 use crate::observe::TraceContext;
 
-/// Commits in the queue, whatever their size.
-const QUEUE_COMMITS_MAX: usize = 65_536;
 /// What a queued commit, and each of its operations and preconditions, costs beside its keys and values: a bound for its
 /// place in queue and index, and for the reads of one batch.
 const OVERHEAD_BYTES: u64 = 64;

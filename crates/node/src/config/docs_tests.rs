@@ -1,9 +1,10 @@
-//! docs/configuration.md says what the tables say. With `UPDATE_DOCS=1` it is written anew.
+//! docs/configuration.md says what the tables say, those of the settings and that of the limits. With `UPDATE_DOCS=1` it is written anew.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use understudy_core::settings::SETTINGS;
+use understudy_core::settings::{SETTINGS, print_bytes};
+use understudy_types::limits::{Bound, LIMITS};
 
 use super::{SERVER_SETTINGS, flag, variable};
 
@@ -47,6 +48,28 @@ fn cluster_table() -> String {
     text
 }
 
+fn limits_table() -> String {
+    let mut text = String::from("| what | at most | |\n|---|---|---|\n");
+    for limit in &LIMITS {
+        let most = match limit.most {
+            Bound::Bytes(bytes) => print_bytes(bytes),
+            Bound::Count(count) => grouped(count),
+        };
+        writeln!(text, "| {} | {most} | {} |", limit.what, limit.doc).expect("a string");
+    }
+    text
+}
+
+/// With a comma before every third digit.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let grouped = digits.char_indices().flat_map(|(at, digit)| {
+        let is_third = at > 0 && (digits.len() - at).is_multiple_of(3);
+        is_third.then_some(',').into_iter().chain([digit])
+    });
+    grouped.collect()
+}
+
 /// The text with what stands between `<!-- begin NAME -->` and `<!-- end NAME -->` replaced.
 fn replaced(text: &str, name: &str, table: &str) -> String {
     let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
@@ -60,16 +83,15 @@ fn the_documentation_says_what_the_tables_say() {
     let folder = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs tests");
     let path = Path::new(&folder).join("../../docs/configuration.md");
     let text = std::fs::read_to_string(&path).expect("docs/configuration.md");
-    let expected = replaced(&replaced(&text, "server", &server_table()), "cluster", &cluster_table());
+    let tables = [("server", server_table()), ("cluster", cluster_table()), ("limits", limits_table())];
+    let expected = tables.iter().fold(text, |text, (name, table)| replaced(&text, name, table));
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, &expected).expect("written");
     }
     let now = std::fs::read_to_string(&path).expect("docs/configuration.md");
     assert!(
         now == expected,
-        "docs/configuration.md is not what the tables say; run this test with UPDATE_DOCS=1, or put in:\n{}\n{}",
-        server_table(),
-        cluster_table()
+        "docs/configuration.md is not what the tables say; run this test with UPDATE_DOCS=1, or put in:\n{tables:#?}"
     );
 }
 

@@ -24,14 +24,12 @@ use understudy_core::staleness::Freshness;
 use understudy_engine::Engine;
 use understudy_rpc::error::RpcError;
 use understudy_rpc::{convert, v1};
+use understudy_types::limits::WAITING_READS_MAX;
 use understudy_types::{Position, SessionToken, TimelineHistory, TimelineId};
 
 use crate::confirmer::{Confirmer, Unconfirmed};
 use crate::freshness::{Confirmed, Heard, boot_ms};
 use crate::view::NodeView;
-
-/// Reads that wait for a position or for fresher data.
-const WAITING_READS_MAX: usize = 4096;
 
 /// What a read asks for, checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

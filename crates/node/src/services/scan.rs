@@ -16,12 +16,11 @@ use tonic::Status;
 use understudy_rpc::error::RpcError;
 use understudy_rpc::{convert, v1};
 use understudy_store::{KeyRange, PageLimit};
+use understudy_types::limits::SCANS_MAX;
 
 use super::kv::blocking;
 use super::reads::ReadPoint;
 
-/// Scans under way on one node.
-const SCANS_MAX: usize = 256;
 /// Pages of a scan that wait for a client that reads slowly.
 const PAGES_QUEUED_MAX: usize = 2;
 /// Entries in one message of a scan.
