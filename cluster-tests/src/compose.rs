@@ -31,14 +31,41 @@ impl Compose {
     /// # Errors
     /// When they do not start, or nothing may be skipped and something is missing.
     pub fn for_test(name: &str) -> Result<Option<Compose>> {
+        let Some(compose) = Self::prepared(name)? else { return Ok(None) };
+        compose.compose(&["up", "-d"])?;
+        Ok(Some(compose))
+    }
+
+    /// As [`Compose::for_test`], but nothing is started.
+    ///
+    /// # Errors
+    /// When nothing may be skipped and something is missing.
+    pub fn prepared(name: &str) -> Result<Option<Compose>> {
         if !requires::require("containers", probe())? {
             return Ok(None);
         }
         let file = workspace().join("docker/compose.yaml");
         let ports = ports::free(2 * NODES.len())?;
-        let compose = Compose { project: format!("understudy-{name}-{}", std::process::id()), file, ports };
-        compose.compose(&["up", "-d"])?;
-        Ok(Some(compose))
+        Ok(Some(Compose { project: format!("understudy-{name}-{}", std::process::id()), file, ports }))
+    }
+
+    /// What `docker-compose` finds in its environment, so that it means this project and these ports.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let mut environment = vec![("COMPOSE_PROJECT_NAME".to_owned(), self.project.clone())];
+        let (grpc, http) = self.ports.split_at(NODES.len());
+        for (name, (grpc, http)) in NODES.iter().zip(grpc.iter().zip(http)) {
+            let name = name.to_uppercase();
+            environment.push((format!("UNDERSTUDY_PORT_{name}"), grpc.to_string()));
+            environment.push((format!("UNDERSTUDY_HTTP_PORT_{name}"), http.to_string()));
+        }
+        environment
+    }
+
+    /// Lines that a document has for the ports of the compose file, for the ports of this project.
+    pub fn lines_here(&self, lines: &str) -> String {
+        let of_node =
+            |lines: String, (name, port): (&str, u16)| lines.replace(&format!("127.0.0.1:{port}"), &self.address(name));
+        NODES.into_iter().zip(7401..).fold(lines.to_owned(), of_node)
     }
 
     /// `host:port` of a node, from this machine.
@@ -80,13 +107,7 @@ impl Compose {
     /// When it fails.
     pub fn compose(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new("docker-compose");
-        command.arg("--project-name").arg(&self.project).arg("--file").arg(&self.file).args(arguments);
-        let (grpc, http) = self.ports.split_at(NODES.len());
-        for (name, (grpc, http)) in NODES.iter().zip(grpc.iter().zip(http)) {
-            let name = name.to_uppercase();
-            command.env(format!("UNDERSTUDY_PORT_{name}"), grpc.to_string());
-            command.env(format!("UNDERSTUDY_HTTP_PORT_{name}"), http.to_string());
-        }
+        command.arg("--file").arg(&self.file).args(arguments).envs(self.environment());
         run(&mut command)
     }
 

@@ -26,6 +26,7 @@ pub mod compose;
 pub mod demo;
 pub mod history;
 pub mod ledger;
+pub mod lines;
 pub mod network;
 pub mod node_client;
 pub mod options;

@@ -10,6 +10,8 @@ use cluster_tests::availability::Availability;
 use cluster_tests::cluster::PATIENCE;
 use cluster_tests::compose::{Compose, NODES, run, workspace};
 use cluster_tests::history::Nanos;
+use cluster_tests::lines::blocks;
+use cluster_tests::node_client::NodeClient;
 use cluster_tests::scenario::{SOME, Scenario};
 
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -131,19 +133,11 @@ async fn a_standbys_volume_is_removed() -> Result<()> {
     case.compose.lose_volume(lost)?;
     case.scenario.workload.wait_more(SOME, SOME, PATIENCE).await?;
     case.compose.compose(&["up", "-d", "--no-recreate", lost])?;
-    // The operator is told what to run, by the node itself.
-    let command = format!("understudy members replace {lost}");
-    let client = case.scenario.cluster.client(lost, CLIENT_TIMEOUT);
-    let told = async {
-        loop {
-            let status = client.status().await.ok();
-            if status.is_some_and(|status| status.not_writable_reason.contains(&command)) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, told).await.with_context(|| case.compose.logs())?;
+    // The operator is told what to run, by the node itself, and by `status` with all endpoints.
+    wait_told(&case.compose, &case.scenario.cluster.client(lost, CLIENT_TIMEOUT), lost).await?;
+    let all = NODES.map(|name| case.compose.address(name)).join(",");
+    let shown = understudy(&all, &["status"])?;
+    ensure!(shown.contains(&format!("run: understudy members replace {lost}")), "{shown}");
     let said = understudy(&endpoints, &["members", "replace", lost])?;
     ensure!(said.contains("in the place of"), "{said}");
     case.scenario.cluster.wait_rejoined(lost, PATIENCE).await.with_context(|| case.compose.logs())?;
@@ -157,36 +151,48 @@ async fn a_standbys_volume_is_removed() -> Result<()> {
     case.end().await
 }
 
-/// The lines of the cookbook, block by block.
-fn blocks(text: &str) -> Vec<String> {
-    let mut blocks = Vec::new();
-    let mut rest = text;
-    while let Some((_, after)) = rest.split_once("```sh\n") {
-        let Some((block, after)) = after.split_once("```") else { break };
-        blocks.push(block.to_owned());
-        rest = after;
-    }
-    blocks
+/// Waits until the node itself says which command gives `lost` its place back.
+async fn wait_told(compose: &Compose, client: &NodeClient, lost: &str) -> Result<()> {
+    let command = format!("understudy members replace {lost}");
+    let told = async {
+        loop {
+            let status = client.status().await.ok();
+            if status.is_some_and(|status| status.not_writable_reason.contains(&command)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.with_context(|| compose.logs())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lines_of_the_grpcurl_cookbook_work() -> Result<()> {
     let Some(compose) = Compose::for_test("grpcurl")? else { return Ok(()) };
-    let primary = compose.cluster()?.wait_settled().await.with_context(|| compose.logs())?;
+    let cluster = compose.cluster()?;
+    let primary = cluster.wait_settled().await.with_context(|| compose.logs())?;
     let grpcurl = std::env::var_os("UNDERSTUDY_GRPCURL").context("UNDERSTUDY_GRPCURL names the binary")?;
     let grpcurl = PathBuf::from(grpcurl);
     let folder = grpcurl.parent().context("the folder of grpcurl")?;
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default());
     let text = std::fs::read_to_string(workspace().join("docs/grpcurl.md")).context("the cookbook")?;
-    let blocks = blocks(&text);
-    ensure!(blocks.len() >= 8, "the cookbook has {} blocks", blocks.len());
-    for block in blocks {
-        let mut lines = format!("set -e\nPRIMARY={}\n{block}", compose.address(&primary));
-        for (name, port) in [("a", "7401"), ("b", "7402"), ("c", "7403")] {
-            lines = lines.replace(&format!("127.0.0.1:{port}"), &compose.address(name));
-        }
+    let (of_a_lost_node, blocks): (Vec<&str>, Vec<&str>) =
+        blocks(&text, None).into_iter().partition(|block| block.contains("ReplaceMember"));
+    ensure!(blocks.len() >= 12, "the cookbook has {} blocks", blocks.len());
+    let copied = |block: &str| -> Result<()> {
+        let lines = compose.lines_here(&format!("set -e\nPRIMARY={}\n{block}", compose.address(&primary)));
         let said = run(Command::new("sh").arg("-c").arg(&lines).env("PATH", &path))?;
         ensure!(!said.trim().is_empty(), "{block}\nprinted nothing");
-    }
-    Ok(())
+        Ok(())
+    };
+    blocks.into_iter().try_for_each(copied)?;
+    // The one that takes a lost disk. The cookbook has c's, asked of a.
+    let lost = NODES.into_iter().find(|name| *name != primary).context("a standby")?;
+    compose.lose_volume(lost)?;
+    compose.compose(&["up", "-d", "--no-recreate", lost])?;
+    wait_told(&compose, &cluster.client(lost, CLIENT_TIMEOUT), lost).await?;
+    let [block] = of_a_lost_node[..] else { anyhow::bail!("not one block has ReplaceMember: {of_a_lost_node:?}") };
+    ensure!(block.contains("\"c\"") && block.contains("127.0.0.1:7401"), "{block}");
+    copied(&block.replace("\"c\"", &format!("\"{lost}\"")).replace("127.0.0.1:7401", "$PRIMARY"))?;
+    cluster.wait_rejoined(lost, PATIENCE).await.with_context(|| compose.logs())
 }

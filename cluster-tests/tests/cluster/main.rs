@@ -10,6 +10,7 @@ mod kill;
 mod leases;
 mod levels;
 mod partitions;
+mod readme;
 mod reads;
 mod restart;
 mod seeding;
