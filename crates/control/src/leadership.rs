@@ -66,8 +66,6 @@ pub struct Leadership {
     pub i_am_leader: bool,
     /// What this node is.
     pub role: RaftRole,
-    /// One more than the log index of the membership in force, so that zero stands for none.
-    pub voters_version: u64,
     /// The log index of the last applied entry; zero before the first.
     pub last_applied: u64,
     /// Who votes; of both halves while the membership is joint.
@@ -89,7 +87,6 @@ impl Leadership {
             term: metrics.current_term,
             i_am_leader: role == RaftRole::Leader && metrics.current_leader == Some(metrics.id),
             role,
-            voters_version: membership.log_id().map_or(0, |log_id| log_id.index + 1),
             last_applied: metrics.last_applied.map_or(0, |log_id| log_id.index),
             voters: membership.membership().voter_ids().map(NodeId::new).collect(),
         }

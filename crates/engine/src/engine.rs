@@ -266,12 +266,20 @@ impl Engine {
         roles::rejoin(self.shared(), history)
     }
 
-    /// Stops in order: seals, ends the threads, flushes log and store. Blocks on IO.
+    /// True from the moment on that the engine is stopped. Whoever holds it for longer than a request takes looks here, and lets go
+    /// of it then: its store may be waiting to be replaced.
+    pub fn given_up(&self) -> watch::Receiver<bool> {
+        self.shared().given_up.subscribe()
+    }
+
+    /// Stops in order: has those let go that hold the engine for long ([`Engine::given_up`]), seals, ends the threads, flushes log
+    /// and store. Blocks on IO.
     ///
     /// # Errors
     /// When something could not be flushed: the next start recovers it.
     pub fn stop(&self) -> Result<(), StopError> {
         let shared = self.shared();
+        shared.given_up.send_replace(true);
         let sealed = roles::seal(shared, UnknownReason::Stopping);
         self.owner.join_threads();
         if let Err(SealError::Wal(error)) = sealed {
