@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use understudy_store::{KeyRange, PageLimit, ScanPage, Store, VersionedValue};
+use understudy_store::{KeyRange, PageLimit, ScanPage, Store, StoreError, VersionedValue};
 use understudy_types::{Lsn, Position, TimelineHistory, TimelineId};
 use understudy_wal::{Files, Recovery, Wal, WalConfig};
 
@@ -297,7 +297,7 @@ impl Engine {
     pub fn get(&self, key: &[u8], at: Lsn) -> Result<Option<VersionedValue>, ReadError> {
         self.check_visible(at)?;
         self.shared().check_kept(at)?;
-        let found = self.shared().store.get(key, at)?;
+        let found = self.readable(self.shared().store.get(key, at))?;
         self.shared().check_kept(at)?;
         Ok(found)
     }
@@ -310,9 +310,21 @@ impl Engine {
     pub fn scan(&self, range: &KeyRange, at: Lsn, limit: PageLimit) -> Result<ScanPage, ReadError> {
         self.check_visible(at)?;
         self.shared().check_kept(at)?;
-        let page = self.shared().store.scan(range, at, limit)?;
+        let page = self.readable(self.shared().store.scan(range, at, limit))?;
         self.shared().check_kept(at)?;
         Ok(page)
+    }
+
+    /// A read that finds damage ends the engine, as an apply does: what it cannot read here another node can. A disk that
+    /// refuses a read is not damage; it may give it the next time.
+    fn readable<T>(&self, read: Result<T, StoreError>) -> Result<T, ReadError> {
+        read.map_err(|source| {
+            let source = Arc::new(source);
+            if source.is_damage() {
+                self.shared().fail(EngineFailure::Store(Arc::clone(&source)));
+            }
+            ReadError::Store(source)
+        })
     }
 
     fn check_visible(&self, at: Lsn) -> Result<(), ReadError> {
