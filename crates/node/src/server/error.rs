@@ -74,8 +74,8 @@ pub enum ServerError {
     Engine(#[from] OpenError),
     /// The data was found damaged while an earlier process ran.
     #[error(
-        "the data in {path} was found damaged while the server ran: {found}; where no other node has it, restore it from a \
-         backup, or, to go on with what can be read of it, remove the file damage-found there"
+        "the data in {path} was found damaged while the server ran: {found}; where no other node has it, nothing of it is touched: \
+         restore it from a backup"
     )]
     Damaged {
         /// The data directory.
