@@ -189,6 +189,24 @@ async fn a_node_that_stands_aside_leaves_leadership_to_the_others() {
 }
 
 #[tokio::test]
+async fn a_node_that_stands_aside_leads_when_the_other_lacks_what_it_has() {
+    // The primary, and a standby that was away, when the leader dies: that one stands again and again, and cannot win.
+    let mut cluster = TestCluster::bootstrapped(3).await;
+    let dead = cluster.leader().await;
+    let aside = cluster.follower().await;
+    let behind = *cluster.nodes.keys().find(|id| **id != aside && **id != dead).expect("three there are");
+    cluster.stop(behind).await;
+    let outcome = cluster.nodes[&dead].propose(begin_election(1)).await;
+    assert_eq!(outcome, Outcome::Applied { generation: Generation::new(2) });
+    cluster.all_at_generation(2).await;
+    cluster.nodes[&aside].control.stand_aside(true);
+    cluster.stop(dead).await;
+    cluster.restart(behind).await;
+    let seen = until(&cluster.nodes[&aside].control.leadership(), "a leader", |seen| seen.i_am_leader).await;
+    assert_eq!(seen.leader, Some(aside));
+}
+
+#[tokio::test]
 async fn nodes_that_stand_aside_lead_when_nobody_else_does() {
     let mut cluster = TestCluster::bootstrapped(3).await;
     let dead = cluster.leader().await;
