@@ -248,7 +248,8 @@ async fn a_seed_takes_the_place_of_a_walsender() {
 
 async fn assert_silence_is_refused(timeout_ms: u64) {
     let giant = Giant::start_with(SenderSettings { timeout_ms, ..SenderSettings::default() }).await;
-    let mut client = ReplicationClient::connect(format!("http://{}", giant.server.address())).await.unwrap();
+    let mut client =
+        ReplicationClient::connect(format!("http://{}", giant.server.address())).await.expect("a connection");
     let (silent, messages) = tokio::sync::mpsc::channel(1);
     let asked = client.stream(tokio_stream::wrappers::ReceiverStream::new(messages));
     let status = within("the stream to be refused", asked).await.expect_err("no stream");
