@@ -1,5 +1,7 @@
 //! Damage that is found while the engine runs ends it, whoever finds it, and is told from a disk that refuses.
 
+#![allow(clippy::unwrap_used, reason = "a test ends by a panic")]
+
 mod common;
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
 //! Damage to a store that runs: whoever comes across it says that it is damage, and the next write does when it was a thread of
 //! RocksDB's. What the system refuses is not damage. The sweeper's share of this stands with it.
 
+#![allow(clippy::unwrap_used, reason = "a test ends by a panic")]
+
 mod common;
 
 use std::os::unix::fs::FileExt;
