@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod compose;
+mod damage;
 mod emptied;
 mod freeze;
 mod kill;

@@ -66,8 +66,6 @@ pub struct Leadership {
     pub i_am_leader: bool,
     /// What this node is.
     pub role: RaftRole,
-    /// One more than the log index of the membership in force, so that zero stands for none.
-    pub voters_version: u64,
     /// The log index of the last applied entry; zero before the first.
     pub last_applied: u64,
     /// Who votes; of both halves while the membership is joint.
@@ -89,7 +87,6 @@ impl Leadership {
             term: metrics.current_term,
             i_am_leader: role == RaftRole::Leader && metrics.current_leader == Some(metrics.id),
             role,
-            voters_version: membership.log_id().map_or(0, |log_id| log_id.index + 1),
             last_applied: metrics.last_applied.map_or(0, |log_id| log_id.index),
             voters: membership.membership().voter_ids().map(NodeId::new).collect(),
         }
@@ -184,6 +181,7 @@ pub(crate) async fn stand_aside(core: Arc<Core>, mut aside: watch::Receiver<bool
     // Two nodes that both stand aside do not stand at the same moment, again and again.
     let turn = u32::try_from(core.me.get() % TURNS).expect("a small number");
     let patience = timing::STAND_ASIDE_MAX + timing::WATCH_INTERVAL * turn;
+    let again = timing::STAND_AGAIN + timing::WATCH_INTERVAL * (turn % 4);
     loop {
         let leadership = Leadership::of(&metrics.borrow_and_update());
         // Nobody else could lead where there is one voter.
@@ -195,7 +193,9 @@ pub(crate) async fn stand_aside(core: Arc<Core>, mut aside: watch::Receiver<bool
         if leadership.i_am_leader || !stands_aside || !leadership.voters.contains(&core.me) {
             silence = Silence::default();
         } else if lasted > patience {
-            silence = Silence::default();
+            // Another one that stands for itself, and lacks what this node has, cannot win but has a higher term. Whoever refuses
+            // says so: the next attempt goes beyond it, if it comes before that one has stood again.
+            silence.lasted = patience.saturating_sub(again);
             tracing::info!(?lasted, "nobody leads raft: standing for leadership although this node stands aside");
             if core.raft.trigger().elect().await.is_err() {
                 return;

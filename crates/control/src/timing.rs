@@ -26,6 +26,10 @@ pub const ELECTION_TIMEOUT_MAX: Duration = Duration::from_millis(1_500);
 /// A node that stands aside stands for leadership only after this much silence: the others had their two rounds.
 pub const STAND_ASIDE_MAX: Duration = Duration::from_millis(3 * 1_500);
 
+/// After an attempt that nobody granted it stands again: long enough for the answers to come, and before others do, whose
+/// timeouts follow a lease.
+pub const STAND_AGAIN: Duration = Duration::from_millis(750);
+
 /// How often a node that stands aside looks whether anybody leads.
 pub(crate) const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use understudy_store::{KeyRange, PageLimit, ScanPage, Store, VersionedValue};
+use understudy_store::{KeyRange, PageLimit, ScanPage, Store, StoreError, VersionedValue};
 use understudy_types::{Lsn, Position, TimelineHistory, TimelineId};
 use understudy_wal::{Files, Recovery, Wal, WalConfig};
 
@@ -266,12 +266,20 @@ impl Engine {
         roles::rejoin(self.shared(), history)
     }
 
-    /// Stops in order: seals, ends the threads, flushes log and store. Blocks on IO.
+    /// True from the moment on that the engine is stopped. Whoever holds it for longer than a request takes looks here, and lets go
+    /// of it then: its store may be waiting to be replaced.
+    pub fn given_up(&self) -> watch::Receiver<bool> {
+        self.shared().given_up.subscribe()
+    }
+
+    /// Stops in order: has those let go that hold the engine for long ([`Engine::given_up`]), seals, ends the threads, flushes log
+    /// and store. Blocks on IO.
     ///
     /// # Errors
     /// When something could not be flushed: the next start recovers it.
     pub fn stop(&self) -> Result<(), StopError> {
         let shared = self.shared();
+        shared.given_up.send_replace(true);
         let sealed = roles::seal(shared, UnknownReason::Stopping);
         self.owner.join_threads();
         if let Err(SealError::Wal(error)) = sealed {
@@ -289,7 +297,7 @@ impl Engine {
     pub fn get(&self, key: &[u8], at: Lsn) -> Result<Option<VersionedValue>, ReadError> {
         self.check_visible(at)?;
         self.shared().check_kept(at)?;
-        let found = self.shared().store.get(key, at)?;
+        let found = self.readable(self.shared().store.get(key, at))?;
         self.shared().check_kept(at)?;
         Ok(found)
     }
@@ -302,9 +310,21 @@ impl Engine {
     pub fn scan(&self, range: &KeyRange, at: Lsn, limit: PageLimit) -> Result<ScanPage, ReadError> {
         self.check_visible(at)?;
         self.shared().check_kept(at)?;
-        let page = self.shared().store.scan(range, at, limit)?;
+        let page = self.readable(self.shared().store.scan(range, at, limit))?;
         self.shared().check_kept(at)?;
         Ok(page)
+    }
+
+    /// A read that finds damage ends the engine, as an apply does: what it cannot read here another node can. A disk that
+    /// refuses a read is not damage; it may give it the next time.
+    fn readable<T>(&self, read: Result<T, StoreError>) -> Result<T, ReadError> {
+        read.map_err(|source| {
+            let source = Arc::new(source);
+            if source.is_damage() {
+                self.shared().fail(EngineFailure::Store(Arc::clone(&source)));
+            }
+            ReadError::Store(source)
+        })
     }
 
     fn check_visible(&self, at: Lsn) -> Result<(), ReadError> {

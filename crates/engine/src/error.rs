@@ -43,6 +43,18 @@ pub enum EngineFailure {
     },
 }
 
+impl EngineFailure {
+    /// Whether what is on disk is damaged: recovery from it would meet the same, and the data must come from a peer.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Wal(source) => source.is_damage(),
+            Self::Store(source) => source.is_damage(),
+            Self::Damaged { .. } => true,
+            Self::Thread { .. } | Self::ThreadGone { .. } => false,
+        }
+    }
+}
+
 impl From<WalError> for EngineFailure {
     fn from(source: WalError) -> Self {
         Self::Wal(Arc::new(source))
@@ -91,6 +103,18 @@ pub enum OpenError {
     Failed(#[from] EngineFailure),
 }
 
+impl OpenError {
+    /// Whether the node found that it may lack what it once confirmed, or that its store is not to be read.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Wal(source) => source.is_damage(),
+            Self::Store(source) => source.is_damage(),
+            Self::StoreAhead { .. } | Self::StoreDiverged { .. } => true,
+            Self::Failed(source) => source.is_damage(),
+        }
+    }
+}
+
 /// A read cannot be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -113,9 +137,9 @@ pub enum ReadError {
         /// The oldest one that can be read.
         horizon: Lsn,
     },
-    /// The store failed.
+    /// The store failed. If it is damaged, so has the engine: see [`EngineFailure::is_damage`].
     #[error("cannot read the store")]
-    Store(#[from] StoreError),
+    Store(#[source] Arc<StoreError>),
 }
 
 /// What was asked does not fit the role that the node has.

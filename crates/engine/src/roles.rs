@@ -211,9 +211,15 @@ pub(crate) fn open_primary(
     let opened = open_timeline(shared, history, before, safe_lsn);
     let (session, sequencer) = match opened {
         Ok(opened) => opened,
-        Err(failure) => {
+        Err(error) => {
             shared.open_safe_gate(state.role == Role::Standby);
-            return Err(failure);
+            if let OpenPrimaryError::Failed(failure) = &error
+                && failure.is_damage()
+            {
+                // Whoever tried need not know that this node has no future.
+                shared.fail(failure.clone());
+            }
+            return Err(error);
         }
     };
     let timeline = session.timeline;

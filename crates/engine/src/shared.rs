@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     pub needed_from: watch::Sender<Option<Lsn>>,
     /// What the checkpointer has done; changed by it alone.
     pub retention: watch::Sender<Retention>,
+    /// Tells those who hold the engine for long to let go of it.
+    pub given_up: watch::Sender<bool>,
     /// Tells the applier and the checkpointer to end.
     pub stopping: watch::Sender<bool>,
     /// Told of the stages of commits; none when nobody wants to know.
@@ -88,6 +90,7 @@ impl Shared {
             retention_settings: watch::Sender::new(RetentionSettings::default()),
             needed_from: watch::Sender::new(None),
             retention: watch::Sender::new(Retention::default()),
+            given_up: watch::Sender::new(false),
             stopping: watch::Sender::new(false),
             observer: OnceLock::new(),
             progress: Mutex::new(()),

@@ -1,9 +1,14 @@
 //! Data that was found damaged is set aside, whole, and the node starts with none.
 //!
 //! ```text
-//! damaged.new/            being filled: store, then wal, moves in
+//! damage-found            what was found while the node ran: the next start does not open the data
+//! damaged.new/            being filled: store, wal and damage-found move in
 //! damaged/                what is left of the last time, for people; table files of it that are sound are not fetched again
 //! ```
+//!
+//! What a start finds it sets aside at once. What is found later (a bad block that a read, a flush or a compaction comes across)
+//! ends the process, and `damage-found` tells the next one: it need not read that block to know. A file of its own, because the
+//! promises may be being written at that moment by whom the end of the process overtakes.
 //!
 //! That the node does not count is on disk before (INV-DURABLE). It then streams from the beginning of the log, or is
 //! seeded. Nothing is done to the only copy that there is: a node without others refuses to start.
@@ -12,9 +17,13 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use understudy_wal::files::{Files, read_file, replace_file};
+
 use crate::identity::DataDirError;
 
-const PARTS: [&str; 2] = ["store", "wal"];
+const FOUND: &str = "damage-found";
+/// In the order in which they are moved: while the finding is there the data is not opened.
+const PARTS: [&str; 3] = ["store", "wal", FOUND];
 
 /// Where damaged data lies.
 pub fn damaged_dir(data_dir: &Path) -> PathBuf {
@@ -23,6 +32,43 @@ pub fn damaged_dir(data_dir: &Path) -> PathBuf {
 
 fn filling_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("damaged.new")
+}
+
+/// Where it is written that the data is damaged.
+pub fn found_file(data_dir: &Path) -> PathBuf {
+    data_dir.join(FOUND)
+}
+
+/// Writes durably that the data is damaged, and what was found. Blocks on IO.
+///
+/// # Errors
+/// What the system says: the next start opens the data, and may find the same.
+pub fn record(files: &dyn Files, data_dir: &Path, what: &str) -> Result<(), DataDirError> {
+    let path = found_file(data_dir);
+    replace_file(files, &path, format!("{what}\n").as_bytes()).map_err(failed("write", &path))
+}
+
+/// What was found; none where nothing was. Blocks on IO.
+///
+/// # Errors
+/// What the system says: data that may be damaged must not be opened.
+pub fn found(files: &dyn Files, data_dir: &Path) -> Result<Option<String>, DataDirError> {
+    let path = found_file(data_dir);
+    let text = read_file(files, &path).map_err(failed("read", &path))?;
+    Ok(text.map(|bytes| String::from_utf8_lossy(&bytes).trim_end().to_owned()))
+}
+
+/// The data that it was found in is given up for other data. Blocks on IO.
+///
+/// # Errors
+/// What the system says.
+pub fn forget(data_dir: &Path) -> Result<(), DataDirError> {
+    let path = found_file(data_dir);
+    match fs::remove_file(&path) {
+        Ok(()) => sync(data_dir),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(failed("remove", &path)(source)),
+    }
 }
 
 /// Moves store and log away, in place of what was moved there before. Blocks on IO; nothing of them may be open.
@@ -73,7 +119,22 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDi
 
 #[cfg(test)]
 mod tests {
+    use understudy_wal::files::RealFiles;
+
     use super::*;
+
+    #[test]
+    fn what_was_found_is_known_until_the_data_is_given_up() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let known = || found(&RealFiles, dir.path()).expect("readable");
+        assert_eq!(known(), None);
+        forget(dir.path()).expect("nothing to forget");
+        record(&RealFiles, dir.path(), "a bad block").expect("written");
+        record(&RealFiles, dir.path(), "another one").expect("written");
+        assert_eq!(known().as_deref(), Some("another one"));
+        forget(dir.path()).expect("forgotten");
+        assert_eq!(known(), None);
+    }
 
     fn write(path: &Path, text: &str) {
         fs::create_dir_all(path.parent().expect("below the directory")).expect("made");
@@ -83,11 +144,12 @@ mod tests {
     #[test]
     fn damaged_data_is_kept_whole_whenever_the_process_dies() {
         // INV-DURABLE: it may be the last copy of something.
-        for moved in 0..=2 {
+        for moved in 0..=PARTS.len() {
             let dir = tempfile::tempdir().expect("a directory");
             write(&dir.path().join("damaged/store/1.sst"), "of the last time");
             write(&dir.path().join("store/CURRENT"), "store");
             write(&dir.path().join("wal/watermark"), "wal");
+            record(&RealFiles, dir.path(), "a bad block").expect("written");
             // What `set_aside` has done when it dies after so many moves.
             fs::create_dir(filling_dir(dir.path())).expect("made");
             for part in &PARTS[..moved] {
@@ -99,6 +161,8 @@ mod tests {
             assert_eq!(read("wal/watermark").as_deref(), Some("wal"));
             assert_eq!(read("store/1.sst"), None);
             assert!(!dir.path().join("store").exists() && !dir.path().join("wal").exists());
+            assert_eq!(read(FOUND).as_deref(), Some("a bad block\n"), "people find why");
+            assert_eq!(found(&RealFiles, dir.path()).expect("readable"), None, "what comes next is trusted");
             finish(dir.path()).expect("nothing to do");
             assert!(read("store/CURRENT").is_some());
         }

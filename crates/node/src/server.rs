@@ -17,12 +17,11 @@ use tokio_util::sync::CancellationToken;
 use understudy_control::{Applied, Control, ControlConfig};
 use understudy_core::lease::Grants;
 use understudy_core::state::ClusterState;
-use understudy_engine::{Engine, EngineConfig, OpenError, SystemClock};
+use understudy_engine::{Engine, EngineConfig, SystemClock};
 use understudy_replication::seed::{Seeder, SeederSettings, swap};
 use understudy_rpc::v1;
 use understudy_store::{RocksConfig, RocksStore};
 use understudy_types::{Incarnation, SystemId};
-use understudy_wal::WalError;
 use understudy_wal::files::{Files, RealFiles};
 
 use crate::agent::seeding::Carried;
@@ -53,16 +52,6 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(60);
 const RELEASE_LOOK: Duration = Duration::from_millis(10);
 /// How long streams and requests may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Whether the node found that it may lack what it once confirmed.
-fn is_damage(error: &OpenError) -> bool {
-    match error {
-        OpenError::Wal(error) => matches!(error, WalError::Corrupt { .. } | WalError::CorruptFile { .. }),
-        OpenError::StoreAhead { .. } | OpenError::StoreDiverged { .. } => true,
-        OpenError::Store(error) => error.is_damage(),
-        OpenError::Failed(_) => false,
-    }
-}
 
 /// Who this node is, for those that ask before there is a cluster.
 struct Greeter {
@@ -165,6 +154,9 @@ impl Server {
         let files: Arc<dyn Files> = Arc::new(RealFiles);
         let data_dir = DataDir::open(&*files, &config.data_dir, &config.name, config.segment_size)?;
         // Before anything in it is opened: a seed that was complete takes the place of the old data.
+        if swap::is_due(&config.data_dir) {
+            damage::forget(&config.data_dir)?;
+        }
         swap::complete(&config.data_dir)?;
         damage::finish(&config.data_dir)?;
         let seeder = Arc::new(Seeder::new(&config.data_dir, SeederSettings::default()));
@@ -371,14 +363,35 @@ impl Server {
         self.upstream.stop_serving();
         match outcome {
             Ok(AgentEnd::Stopped) => {
-                let stopped = tokio::task::spawn_blocking(move || engine.stop()).await;
+                let stopping = engine.clone();
+                let stopped = tokio::task::spawn_blocking(move || stopping.stop()).await;
                 if !matches!(stopped, Ok(Ok(()))) {
                     tracing::warn!(?stopped, "the engine did not stop cleanly: the next start recovers");
                 }
+                self.record_damage(&engine);
                 Ok(None)
             }
             Ok(AgentEnd::Seeded(carried)) => self.swap(engine, *carried).await.map(Some),
-            Err(error) => Err(error),
+            Err(error) => {
+                self.record_damage(&engine);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whatever else ended the node: if its data was found damaged meanwhile, the next start must not trust it (INV-DURABLE: it does
+    /// not count then, before it says anything to anybody).
+    fn record_damage(&self, engine: &Engine) {
+        let failure = engine.failure().borrow().clone();
+        let wal_failure = engine.wal().failure().borrow().clone();
+        let found = match (failure, wal_failure) {
+            (Some(failure), _) if failure.is_damage() => with_causes(&*failure),
+            (_, Some(failure)) if failure.is_damage() => with_causes(&*failure),
+            (Some(_) | None, Some(_) | None) => return,
+        };
+        tracing::error!(%found, "the data of this node is damaged: the next start fetches it again from another node");
+        if let Err(error) = damage::record(&*self.files, self.data_dir.path(), &found) {
+            tracing::error!(%error, "it cannot be written down that the data is damaged: the next start may go on with it");
         }
     }
 
@@ -516,10 +529,15 @@ impl Server {
 
     async fn open_engine(&self, cluster: &ClusterState, promises: &mut PromiseFile) -> Result<Opened, ServerError> {
         self.notice_lost_log(promises)?;
-        let mut opened = self.try_open(cluster).await;
+        let data_dir = self.data_dir.path();
+        let mut opened = match damage::found(&*self.files, data_dir)? {
+            Some(found) => Err(ServerError::Damaged { path: data_dir.to_owned(), found }),
+            None => self.try_open(cluster).await,
+        };
         let damage = match &opened {
-            Err(ServerError::Engine(error)) => is_damage(error),
+            Err(ServerError::Engine(error)) => error.is_damage(),
             Err(ServerError::Store { source, .. }) => source.is_damage(),
+            Err(ServerError::Damaged { .. }) => true,
             Err(_) | Ok(_) => false,
         };
         if let (true, Err(error)) = (damage, &opened) {
@@ -527,7 +545,7 @@ impl Server {
             promises.mark_damaged()?;
             let has_others = cluster.members.iter().any(|(id, member)| *id != self.me.node_id && !member.witness);
             if has_others {
-                let data_dir = self.data_dir.path().to_owned();
+                let data_dir = data_dir.to_owned();
                 tracing::error!(%error, kept_in = %damage::damaged_dir(&data_dir).display(),
                     "the data of this node is damaged: it is set aside, and fetched again from another node");
                 let moved = tokio::task::spawn_blocking(move || damage::set_aside(&data_dir)).await;

@@ -35,8 +35,6 @@ pub struct FollowConfig {
     pub timeline: TimelineId,
     /// What this node has sealed; zero for nothing.
     pub sealed: TimelineId,
-    /// The pace, unless it is set while the receiver runs: see [`follow_at`].
-    pub timing: ReceiverTiming,
 }
 
 /// What a walreceiver knows, for beats, status and people.
@@ -69,34 +67,22 @@ impl Default for ReceiverStatus {
     }
 }
 
-/// Follows until `cancel`. `history` is the cluster state's; it is read again whenever it changes.
+/// Follows until `cancel`. `history` is the cluster state's; it and the pace are read again whenever they change.
 ///
 /// Failures end an attempt, never the following: they stand in `status`, and the next attempt comes after a pause.
 pub async fn follow<L: LogSink>(
     log: Arc<L>,
     config: FollowConfig,
-    history: watch::Receiver<TimelineHistory>,
-    cancel: CancellationToken,
-    status: watch::Sender<ReceiverStatus>,
-) {
-    let (_fixed, timing) = watch::channel(config.timing);
-    follow_at(log, config, timing, history, cancel, status).await;
-}
-
-/// [`follow`] at a pace that operators may change meanwhile; that of `config` is not looked at.
-pub async fn follow_at<L: LogSink>(
-    log: Arc<L>,
-    mut config: FollowConfig,
     mut pace: watch::Receiver<ReceiverTiming>,
     mut history: watch::Receiver<TimelineHistory>,
     cancel: CancellationToken,
     status: watch::Sender<ReceiverStatus>,
 ) {
-    config.timing = *pace.borrow_and_update();
-    let FollowConfig { upstream_address, timing, timeline, .. } = config.clone();
+    let timing = *pace.borrow_and_update();
+    let FollowConfig { upstream_address, timeline, .. } = config.clone();
     let known = history.borrow_and_update().clone();
     let mut link = Link::new(log, upstream_address.clone(), timing, |own| {
-        WalReceiver::new(receiver_config(&config), own, known, 0)
+        WalReceiver::new(receiver_config(&config, timing), own, known, 0)
     });
     tracing::info!(upstream = %upstream_address, %timeline, "following");
     loop {
@@ -120,7 +106,7 @@ pub async fn follow_at<L: LogSink>(
     tracing::info!(upstream = %upstream_address, %timeline, "no longer following");
 }
 
-fn receiver_config(config: &FollowConfig) -> ReceiverConfig {
+fn receiver_config(config: &FollowConfig, timing: ReceiverTiming) -> ReceiverConfig {
     ReceiverConfig {
         system_id: config.system_id,
         format: config.format,
@@ -130,7 +116,7 @@ fn receiver_config(config: &FollowConfig) -> ReceiverConfig {
         timeline: config.timeline,
         sealed: config.sealed,
         fetch: None,
-        timing: config.timing,
+        timing,
     }
 }
 

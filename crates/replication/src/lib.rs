@@ -23,6 +23,7 @@ pub mod hooks;
 mod link;
 pub mod log;
 pub mod message;
+mod places;
 pub mod receiver;
 pub mod seed;
 pub mod sender;
@@ -32,7 +33,7 @@ pub mod transport;
 mod wire;
 
 pub use fetch::{FetchConfig, FetchError, fetch};
-pub use follow::{FollowConfig, ReceiverStatus, follow, follow_at};
+pub use follow::{FollowConfig, ReceiverStatus, follow};
 pub use hooks::{ConnectionId, ServingTimeline, Source, StandbyInfo, UpstreamHooks};
 pub use log::{LogError, LogSink};
 pub use message::{AckPosition, StreamState, WalFormat};

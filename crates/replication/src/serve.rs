@@ -3,14 +3,15 @@
 //! Part of the node's one gRPC port. `Stream` reads the standby's `Start`, asks the hooks what this node serves, has
 //! [`WalSender::start`] guard the handshake, and leaves the rest to a task (`session.rs`).
 //!
-//! Bounds: `senders_max` streams at a time (`max_wal_senders`); a standby that connects again replaces its own older
-//! stream, which may be one whose end nobody has noticed yet.
+//! Bounds: `senders_max` streams and seeds at a time (`max_wal_senders`, see `places.rs`); a standby that connects again replaces its
+//! own older stream, which may be one whose end nobody has noticed yet. Before a peer has said who it is, it has
+//! [`START_TIMEOUT`], whatever the settings say.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
@@ -24,6 +25,7 @@ use understudy_wal::segment::FORMAT_VERSION;
 use crate::error::Refusal;
 use crate::hooks::{Source, StandbyInfo, UpstreamHooks};
 use crate::message::{FromStandby, Start};
+use crate::places::{Place, Places};
 use crate::seed::{self, SeedSource, Seeder};
 use crate::sender::{Upstream, WalSender};
 use crate::session::{Registration, Session};
@@ -31,11 +33,9 @@ use crate::transport::MESSAGE_BYTES_MAX;
 
 /// Messages that wait for the connection, per stream: with HTTP/2's own buffers all that a slow standby costs.
 const OUTBOUND_MESSAGES_MAX: usize = 4;
-/// How long a peer may be silent before it said who it is, when no timeout says otherwise.
-const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
-
-/// Whatever `max_wal_senders` says, there are never more streams.
-const SLOTS_MAX: usize = 1_000;
+/// How long a peer may be silent before it has said who it is. Not `wal_sender_timeout`, which may be a day, or never: whoever has
+/// said nothing has not been looked at.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The walsenders' settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +58,7 @@ pub struct ReplicationService<H> {
     hooks: Arc<H>,
     /// Read for every stream that begins: a change lets the ones that there are go on.
     settings: watch::Receiver<SenderSettings>,
-    /// Of [`SLOTS_MAX`], those that are not taken.
-    slots: Arc<Semaphore>,
+    places: Places,
     /// The stream that each standby has now.
     streams: Mutex<BTreeMap<NodeId, StreamHandle>>,
     /// None where nobody is seeded from.
@@ -79,7 +78,7 @@ struct StreamHandle {
 pub(crate) struct Admission {
     /// Cancelled when the same standby has connected again.
     pub(crate) replaced: CancellationToken,
-    _slot: OwnedSemaphorePermit,
+    _place: Place,
     _over: DropGuard,
 }
 
@@ -96,8 +95,8 @@ impl<H: UpstreamHooks> ReplicationService<H> {
 
     /// The same with settings that may change; each stream has those of its beginning.
     pub fn under(hooks: Arc<H>, stop: CancellationToken, settings: watch::Receiver<SenderSettings>) -> Self {
-        let slots = Arc::new(Semaphore::new(SLOTS_MAX));
-        Self { hooks, settings, slots, streams: Mutex::default(), seeder: None, stop }
+        let places = Places::new(settings.clone());
+        Self { hooks, settings, places, streams: Mutex::default(), seeder: None, stop }
     }
 
     /// The same, and other nodes may be seeded from this one.
@@ -116,18 +115,18 @@ impl<H: UpstreamHooks> ReplicationService<H> {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    async fn read_start(&self, inbound: &mut Streaming<v1::FromStandby>) -> Result<Start, Status> {
-        let within = match self.settings().timeout_ms {
-            0 => START_TIMEOUT_DEFAULT,
-            timeout_ms => Duration::from_millis(timeout_ms),
-        };
+    /// None when the peer ended the stream instead.
+    async fn first_message<T>(&self, inbound: &mut Streaming<T>, name: &str) -> Result<Option<T>, Status> {
         let first = tokio::select! {
-            first = tokio::time::timeout(within, inbound.message()) => first,
+            first = tokio::time::timeout(START_TIMEOUT, inbound.message()) => first,
             () = self.stop.cancelled() => return Err(Status::unavailable("this node stops")),
         };
-        let first =
-            first.map_err(|_| Status::deadline_exceeded(format!("no Start came within {} ms", within.as_millis())))?;
-        let Some(first) = first? else {
+        let late = |_| Status::deadline_exceeded(format!("no {name} came within {} ms", START_TIMEOUT.as_millis()));
+        first.map_err(late)?
+    }
+
+    async fn read_start(&self, inbound: &mut Streaming<v1::FromStandby>) -> Result<Start, Status> {
+        let Some(first) = self.first_message(inbound, "Start").await? else {
             return Err(Status::invalid_argument("the standby ended the stream before it sent Start"));
         };
         match FromStandby::try_from(first) {
@@ -147,18 +146,7 @@ impl<H: UpstreamHooks> ReplicationService<H> {
             older.replaced.cancel();
             older.over.cancelled().await;
         }
-        let senders_max = self.settings().senders_max;
-        let refused = || {
-            Status::resource_exhausted(format!(
-                "all {senders_max} walsenders (max_wal_senders) of this node are in use: try again when a standby has left"
-            ))
-        };
-        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| refused())?;
-        // Taken first and counted then: two that come together may both be refused, never both be let in.
-        if SLOTS_MAX - self.slots.available_permits() > senders_max {
-            return Err(refused());
-        }
-        Ok(Admission { replaced, _slot: slot, _over: over })
+        Ok(Admission { replaced, _place: self.places.take()?, _over: over })
     }
 
     fn lock_streams(&self) -> MutexGuard<'_, BTreeMap<NodeId, StreamHandle>> {
@@ -257,7 +245,7 @@ impl<H: UpstreamHooks> v1::replication_server::Replication for ReplicationServic
         };
         check_seeded(&source, &start)?;
         let (outbound, messages) = mpsc::channel(seed::source::OUTBOUND_MESSAGES_MAX);
-        tokio::spawn(seeder.run(source, start, inbound, outbound, self.stop.clone()));
+        tokio::spawn(seeder.run(source, start, inbound, outbound, self.places.clone(), self.stop.clone()));
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 }
@@ -291,12 +279,8 @@ fn check_seeded(source: &SeedSource, start: &v1::SeedStart) -> Result<(), Status
 
 impl<H: UpstreamHooks> ReplicationService<H> {
     async fn read_seed_start(&self, inbound: &mut Streaming<v1::FromSeeded>) -> Result<v1::SeedStart, Status> {
-        let first = tokio::select! {
-            first = tokio::time::timeout(START_TIMEOUT_DEFAULT, inbound.message()) => first,
-            () = self.stop.cancelled() => return Err(Status::unavailable("this node stops")),
-        };
-        let first = first.map_err(|_| Status::deadline_exceeded("no SeedStart came in time"))?;
-        match first?.and_then(|first| first.message) {
+        let first = self.first_message(inbound, "SeedStart").await?;
+        match first.and_then(|first| first.message) {
             Some(v1::from_seeded::Message::Start(start)) => Ok(start),
             Some(v1::from_seeded::Message::Want(_) | v1::from_seeded::Message::Finished(_)) | None => {
                 Err(Status::invalid_argument("expected SeedStart"))

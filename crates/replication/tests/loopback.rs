@@ -220,8 +220,8 @@ async fn both_sides_notice_a_frozen_peer() {
     let server = Server::start_with(&hooks, SenderSettings { timeout_ms: 300, ..SenderSettings::default() }).await;
     let relay = Relay::start(server.address).await;
     let standby = TestNode::new(2);
-    let config = FollowConfig { timing: quick(), ..config(standby.id, &relay.address(), history.latest()) };
-    let mut following = Following::start_with(&standby, config, &history);
+    let config = config(standby.id, &relay.address(), history.latest());
+    let mut following = Following::start_at(&standby, config, steady(quick()), &history);
     following.streaming().await;
     relay.freeze(true);
     following.until("the standby to notice", |status| status.problem.is_some()).await;
@@ -242,8 +242,8 @@ async fn quiet_streams_stay_for_longer_than_the_timeouts() {
     let standby = TestNode::new(2);
     // No status of its own accord: the pings of both sides alone keep the stream.
     let timing = ReceiverTiming { timeout_ms: 200, status_interval_ms: 0, ..ReceiverTiming::default() };
-    let config = FollowConfig { timing, ..config(standby.id, &server.address(), history.latest()) };
-    let mut following = Following::start_with(&standby, config, &history);
+    let config = config(standby.id, &server.address(), history.latest());
+    let mut following = Following::start_at(&standby, config, steady(timing), &history);
     following.streaming().await;
     hooks.until("the stream", |c| c.len() == 1).await;
     // There is no event that says "nothing happened": the time itself is the subject.

@@ -170,6 +170,28 @@ impl WalError {
         WalError::BadHistory { timeline: history.latest(), reason: reason.into(), end, own }
     }
 
+    /// Whether what is on disk is damaged: opening it again does not help. What the system refused to do is not.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            WalError::Corrupt { .. } | WalError::CorruptFile { .. } => true,
+            WalError::Failed { source } => source.is_damage(),
+            WalError::Io { .. }
+            | WalError::WriterGone
+            | WalError::Mismatch { .. }
+            | WalError::OutOfRange { .. }
+            | WalError::NotARecordEnd { .. }
+            | WalError::NotAtEnd { .. }
+            | WalError::NotWholeRecords { .. }
+            | WalError::NoTimeline
+            | WalError::BadHistory { .. }
+            | WalError::Truncated { .. }
+            | WalError::Removed { .. }
+            | WalError::NotFresh { .. }
+            | WalError::Busy
+            | WalError::Closed => false,
+        }
+    }
+
     /// Whether the state on disk is unknown now, so that the log must not go on.
     pub(crate) fn is_fatal(&self) -> bool {
         match self {

@@ -12,11 +12,11 @@
 //!     24      8  segment size
 //!     32     28  zeros
 //!     60      4  CRC32C of the 60 bytes before
-//!    512     24  slot 0: sequence 8, LSN 8, timeline 4, CRC32C of these 20 bytes
-//!   1024     24  slot 1
+//!   4096     24  slot 0: sequence 8, LSN 8, timeline 4, CRC32C of these 20 bytes
+//!   8192     24  slot 1
 //! ```
 //!
-//! The slots are written in turn, each in a sector of its own, so that a torn write leaves the other one whole; the
+//! The slots are written in turn, each in 4 KiB of its own, the largest that a device writes in one piece, so that a torn write leaves the other one whole; the
 //! valid one with the higher sequence counts. Before a truncation both are lowered, so that no older,
 //! higher claim can come back. The file's head guards the directory (WAL-3) even while there is no segment.
 

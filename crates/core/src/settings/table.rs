@@ -128,7 +128,7 @@ pub const SETTINGS: [Setting; 18] = [
         "max_wal_senders",
         Kind::Count(number!(max_wal_senders, 1, 1_000)),
         Takes::NextConnection,
-        "Streams to standbys that a node serves at a time",
+        "Streams to standbys, and seeds, that a node serves at a time",
     ),
     row(
         "wal_keep_size",

@@ -11,7 +11,7 @@ use understudy_core::command::{Command, Outcome};
 use understudy_core::observation::FetchOrder;
 use understudy_core::reconcile::{Following, NodeAction};
 use understudy_engine::RejoinError;
-use understudy_replication::{FetchConfig, FollowConfig, ReceiverStatus, WalFormat, fetch, follow_at};
+use understudy_replication::{FetchConfig, FollowConfig, ReceiverStatus, WalFormat, fetch, follow};
 use understudy_types::{Generation, Lsn, TimelineHistory, TimelineId};
 
 use super::lead::RETRY_INTERVAL;
@@ -268,7 +268,6 @@ impl Agent {
             damage_epoch: self.promises.damage_epoch,
             timeline: following.timeline,
             sealed: self.promises.sealed,
-            timing: *self.receiver_timing.borrow(),
         };
         tracing::info!(primary = %member.name, timeline = %following.timeline, wal_end = %self.engine.wal().end(), "following");
         self.engine.unseal();
@@ -278,7 +277,7 @@ impl Agent {
         let (status_tx, status) = watch::channel(ReceiverStatus::default());
         let log = Arc::new(self.engine.clone());
         let (timing, history) = (self.receiver_timing.subscribe(), self.upstream.history_watch());
-        let task = tokio::spawn(follow_at(log, config, timing, history, stop.clone(), status_tx));
+        let task = tokio::spawn(follow(log, config, timing, history, stop.clone(), status_tx));
         self.follower = Some(Follower { following, stop, status, task });
     }
 

@@ -1,7 +1,7 @@
 //! The other side: beats that come in, and who stands here.
 
 use std::pin::Pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use tokio::sync::mpsc;
@@ -19,6 +19,8 @@ use crate::freshness::{Confirmed, boot_ms};
 
 /// Replies that wait for a connection.
 const REPLIES_QUEUED_MAX: usize = 16;
+/// How long a peer may be silent before it has said who it is.
+const FIRST_BEAT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What [`Mesh::identify`] answers.
 pub trait Greeting: Send + Sync + 'static {
@@ -87,6 +89,11 @@ fn answer(handles: &MeshHandles, beat: &Beat) -> BeatReply {
     }
 }
 
+async fn first(beats: &mut Streaming<Beat>) -> Result<Option<Beat>, Status> {
+    let late = |_| Status::deadline_exceeded(format!("no beat came within {} ms", FIRST_BEAT_TIMEOUT.as_millis()));
+    tokio::time::timeout(FIRST_BEAT_TIMEOUT, beats.message()).await.map_err(late)?
+}
+
 async fn serve(
     handles: MeshHandles,
     name: String,
@@ -95,7 +102,11 @@ async fn serve(
 ) {
     let mut from: Option<NodeId> = None;
     let end = loop {
-        let beat = match beats.message().await {
+        let next = match from {
+            Some(_) => beats.message().await,
+            None => first(&mut beats).await,
+        };
+        let beat = match next {
             Ok(Some(beat)) => beat,
             Ok(None) => break None,
             Err(status) => break Some(status),
@@ -218,6 +229,39 @@ mod tests {
     #[test]
     fn a_voter_confirms_only_a_primary_that_goes_by_the_present_voters() {
         assert!(!answer(&handles(standing(2)), &beat(2, 3)).confirmed);
+    }
+
+    struct Nobody;
+
+    impl Greeting for Nobody {
+        fn identify(&self) -> IdentifyResponse {
+            IdentifyResponse::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_sends_no_beat_at_first_is_not_waited_for() {
+        let service = MeshService::new(handles(standing(2)), Nobody, CancellationToken::new());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let server = tonic::transport::Server::builder()
+            .add_service(understudy_rpc::v1::mesh_server::MeshServer::new(service))
+            .serve_with_incoming(incoming);
+        let asking = async {
+            let mut client =
+                understudy_rpc::v1::mesh_client::MeshClient::connect(format!("http://{address}")).await.unwrap();
+            let (silent, beats) = mpsc::channel(1);
+            let mut replies = client.beats(ReceiverStream::new(beats)).await.unwrap().into_inner();
+            let status = replies.message().await.expect_err("no reply");
+            drop(silent);
+            status
+        };
+        let status = tokio::select! {
+            served = server => panic!("{served:?}"),
+            status = tokio::time::timeout(FIRST_BEAT_TIMEOUT * 2, asking) => status.expect("the stream ended"),
+        };
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status}");
     }
 
     #[test]

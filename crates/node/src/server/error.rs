@@ -72,6 +72,17 @@ pub enum ServerError {
     /// The WAL or the store does not open.
     #[error("{}", with_causes(.0))]
     Engine(#[from] OpenError),
+    /// The data was found damaged while an earlier process ran.
+    #[error(
+        "the data in {path} was found damaged while the server ran: {found}; where no other node has it, nothing of it is touched: \
+         restore it from a backup"
+    )]
+    Damaged {
+        /// The data directory.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+    },
     /// The cluster knows this node elsewhere.
     #[error(
         "the cluster knows node \"{name}\" at {known}, but this server advertises {given}: start it with --advertise {known}; if this \

@@ -48,10 +48,14 @@ fn timelines(switches: &[(u32, Lsn)]) -> TimelineHistory {
 impl Node {
     /// A standby that knows of timeline 1.
     pub fn standby() -> Self {
+        Self::standby_with(Arc::new(MemoryStore::new()))
+    }
+
+    /// The same with a store of the test's own.
+    pub fn standby_with(store: Arc<MemoryStore>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = EngineConfig { segment_size: SIZE, ..EngineConfig::new(dir.path(), SYSTEM) };
-        let engine =
-            Engine::open(config, Arc::new(RealFiles), Arc::new(MemoryStore::new()), Arc::new(SystemClock)).unwrap();
+        let engine = Engine::open(config, Arc::new(RealFiles), store, Arc::new(SystemClock)).unwrap();
         let cluster = ClusterState { system_id: SYSTEM, ..ClusterState::default() };
         let view = watch::Sender::new(NodeView {
             me: ME,
@@ -94,7 +98,12 @@ impl Node {
 
     /// A primary of timeline 1 whose flushed commits are safe once [`Node::safe`] is called.
     pub fn primary() -> Self {
-        let node = Self::standby();
+        Self::primary_with(Arc::new(MemoryStore::new()))
+    }
+
+    /// The same with a store of the test's own.
+    pub fn primary_with(store: Arc<MemoryStore>) -> Self {
+        let node = Self::standby_with(store);
         let start = SIZE.log_start();
         node.engine.open_primary(&timelines(&[(1, start)]), start).unwrap();
         node.engine.set_confirmed_until(Some(SystemClock.boot_time() + NEVER));
@@ -106,6 +115,13 @@ impl Node {
         let ops = vec![Op::Put { key: bytes::Bytes::from(key.to_owned()), value: value.into() }];
         let commit = Commit { ops, level: DurabilityLevel::Local, ..Commit::default() };
         self.engine.commit(commit, Instant::now() + NEVER).await.unwrap().position
+    }
+
+    /// Gives the engine up, as a node does whose data is replaced: nobody holds it but requests that are being answered.
+    pub async fn give_up(self) {
+        let Self { engine, view, .. } = self;
+        view.send_modify(|view| view.engine = None);
+        tokio::task::spawn_blocking(move || engine.stop()).await.unwrap().unwrap();
     }
 
     /// Everything that is flushed here is safe, and visible when this returns.

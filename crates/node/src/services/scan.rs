@@ -2,7 +2,8 @@
 //!
 //! A client that stops reading holds a few pages, and only for a minute: then what is queued is dropped, the scan ends
 //! with an error, and its place is free for another one. It never ends as if it were complete. A scan survives the promotion
-//! of the standby that it began on: what is visible stays visible.
+//! of the standby that it began on: what is visible stays visible. It does not survive that the node gives its data up, to replace
+//! it or to stop: it lets go of the engine at once, however slowly its client reads, and says so behind the pages that came.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -73,7 +74,7 @@ pub fn start(point: ReadPoint, request: v1::ScanRequest, place: OwnedSemaphorePe
     let queued = Arc::new(Mutex::new(queued));
     let out = Out { pages, queued: Arc::downgrade(&queued), idle_max };
     tokio::spawn(async move {
-        run(point, request, out).await;
+        run_until_given_up(point, request, out).await;
         drop(place);
     });
     Pages { queued }
@@ -115,8 +116,22 @@ impl Out {
     }
 }
 
+/// The scan, for as long as there is the engine that it reads.
+async fn run_until_given_up(point: ReadPoint, request: v1::ScanRequest, out: Out) {
+    let mut given_up = point.engine.given_up();
+    // The engine goes with what is dropped here, before the client is waited for.
+    let over = tokio::select! {
+        () = run(point, request, &out) => false,
+        _ = given_up.wait_for(|given_up| *given_up) => true,
+    };
+    if over {
+        let why = "it stops, or replaces the data that is read; go on from the last key that came";
+        out.send(Err(RpcError::not_ready("the rest of the scan", why).into())).await;
+    }
+}
+
 /// Reads page after page until the range, the limit or the client ends.
-async fn run(point: ReadPoint, request: v1::ScanRequest, out: Out) {
+async fn run(point: ReadPoint, request: v1::ScanRequest, out: &Out) {
     let mut next = request.start.clone();
     let end: Option<Bytes> = (!request.end.is_empty()).then(|| request.end.clone());
     let mut left = if request.limit == 0 { u64::MAX } else { request.limit };

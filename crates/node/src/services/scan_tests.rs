@@ -7,7 +7,10 @@ use super::*;
 
 /// A node with more than a client that does not read is sent.
 async fn node_with_much() -> Node {
-    let node = Node::primary();
+    with_much(Node::primary()).await
+}
+
+async fn with_much(node: Node) -> Node {
     for index in 0..20 {
         node.put(&format!("k{index:02}"), vec![b'v'; 100 << 10]).await;
     }
@@ -70,4 +73,27 @@ async fn so_many_scans_and_no_more() {
     assert!(error.message.contains("256 scans are under way"), "{}", error.message);
     drop(places);
     assert!(scans.place("the scan").is_ok());
+}
+
+#[tokio::test]
+async fn a_scan_lets_go_of_an_engine_that_is_given_up_though_its_client_does_not_read() {
+    let store = Arc::new(understudy_store::MemoryStore::new());
+    let held = Arc::downgrade(&store);
+    let (node, scans) = (with_much(Node::primary_with(store)).await, Scans::default());
+    let mut pages = begin(&node, &scans, IDLE_MAX).await;
+    pages.next().await.expect("a page").expect("a page");
+    node.give_up().await;
+    let gone = async {
+        while held.strong_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("nobody holds the store");
+    // What came before is right; the end is an error that says what to do, never a clean one.
+    let rest: Vec<Page> = pages.collect().await;
+    let (last, before) = rest.split_last().expect("not a clean end");
+    assert!(before.len() <= PAGES_QUEUED_MAX && before.iter().all(Result::is_ok), "{before:?}");
+    let error = RpcError::from_status(last.as_ref().expect_err("not a page")).expect("a reason");
+    assert_eq!(error.reason, understudy_rpc::error::Reason::NotReady);
+    assert!(error.message.contains("go on from the last key that came"), "{}", error.message);
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use super::manifest::Digest;
 
@@ -32,15 +33,18 @@ impl Hasher {
     }
 }
 
-/// Reads `path` to its end. Blocks on IO.
+/// Reads `path` to its end, or until `cancel`. Blocks on IO.
 ///
 /// # Errors
-/// What the system says.
-pub fn hash_file(path: &Path) -> io::Result<Hasher> {
+/// What the system says, or that it was cancelled.
+pub fn hash_file(path: &Path, cancel: &CancellationToken) -> io::Result<Hasher> {
     let mut file = File::open(path)?;
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; READ_BYTES];
     loop {
+        if cancel.is_cancelled() {
+            return Err(io::Error::other("nobody wants its digest any more"));
+        }
         match file.read(&mut buffer)? {
             0 => return Ok(hasher),
             count => hasher.update(&buffer[..count]),
@@ -68,13 +72,13 @@ pub struct DigestCache {
 pub struct Touched(BTreeSet<Key>);
 
 impl DigestCache {
-    /// The digest of `path`, remembered when it is a table file. Blocks on IO.
+    /// The digest of `path`, remembered when it is a table file. Blocks on IO, until `cancel` at most.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn digest(&self, path: &Path, touched: &mut Touched) -> io::Result<Digest> {
+    /// What the system says, or that it was cancelled.
+    pub fn digest(&self, path: &Path, touched: &mut Touched, cancel: &CancellationToken) -> io::Result<Digest> {
         if !is_table_file(path) {
-            return Ok(hash_file(path)?.finish());
+            return Ok(hash_file(path, cancel)?.finish());
         }
         let metadata = path.metadata()?;
         let key = Key {
@@ -89,7 +93,7 @@ impl DigestCache {
         if let Some(digest) = known {
             return Ok(digest);
         }
-        let digest = hash_file(path)?.finish();
+        let digest = hash_file(path, cancel)?.finish();
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, digest);
         Ok(digest)
     }
@@ -117,11 +121,12 @@ mod tests {
         std::fs::hard_link(&first, &link).unwrap();
         std::fs::write(&other, b"abd").unwrap();
         let (cache, mut touched) = (DigestCache::default(), Touched::default());
-        let digest = cache.digest(&first, &mut touched).unwrap();
+        let cancel = CancellationToken::new();
+        let digest = cache.digest(&first, &mut touched, &cancel).unwrap();
         // The test vector of FIPS 180-2.
         assert_eq!(digest.to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        assert_eq!(cache.digest(&link, &mut touched).unwrap(), digest);
-        assert_ne!(cache.digest(&other, &mut touched).unwrap(), digest);
+        assert_eq!(cache.digest(&link, &mut touched, &cancel).unwrap(), digest);
+        assert_ne!(cache.digest(&other, &mut touched, &cancel).unwrap(), digest);
         assert_eq!(cache.known.lock().unwrap().len(), 2);
         cache.retain(&Touched::default());
         assert_eq!(cache.known.lock().unwrap().len(), 0);

@@ -80,7 +80,7 @@ impl Objects {
         let mut plan = Plan::default();
         for (digest, (index, size)) in wanted {
             plan.bytes_total += size;
-            let offset = self.here(digest, size)?;
+            let offset = self.here(digest, size, cancel)?;
             plan.bytes_reused += offset;
             if !self.path(digest).exists() {
                 plan.missing.push(Missing { index, digest, size, offset });
@@ -125,7 +125,7 @@ impl Objects {
                 continue;
             }
             // A compaction may take it away at any time, and a damaged one is not what is looked for.
-            let Ok(hasher) = hash_file(&path) else { continue };
+            let Ok(hasher) = hash_file(&path, cancel) else { continue };
             let digest = hasher.finish();
             let target = self.path(digest);
             if wanted.contains_key(&digest) && !target.exists() {
@@ -140,7 +140,7 @@ impl Objects {
     }
 
     /// How much of a file is here. One that has all its bytes and was not verified yet is verified now.
-    fn here(&self, digest: Digest, size: u64) -> Result<u64, SeedError> {
+    fn here(&self, digest: Digest, size: u64, cancel: &CancellationToken) -> Result<u64, SeedError> {
         let (whole, part) = (self.path(digest), self.part(digest));
         if whole.exists() {
             return Ok(size);
@@ -155,7 +155,13 @@ impl Objects {
         if have < size {
             return Ok(have);
         }
-        let fits = have == size && hash_file(&part).map_err(SeedError::io("read", &part))?.finish() == digest;
+        let fits = have == size && {
+            let hasher = hash_file(&part, cancel);
+            if cancel.is_cancelled() {
+                return Err(SeedError::Cancelled);
+            }
+            hasher.map_err(SeedError::io("read", &part))?.finish() == digest
+        };
         if !fits {
             fs::remove_file(&part).map_err(SeedError::io("remove", &part))?;
             return Ok(0);

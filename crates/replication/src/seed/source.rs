@@ -4,7 +4,10 @@
 //! drops meanwhile. It outlives its stream by a grace time, so that a node whose connection broke goes on where it was; a
 //! start of the process removes them all.
 //!
-//! Bounds: [`SeederSettings::seeds_max`] streams at a time; one checkpoint per node that is seeded; a few chunks per stream in memory. A node
+//! A stream ends at once, and what is made for it is left off, when its node is gone or has connected again, when this node stops, and
+//! when the engine is given up ([`Engine::given_up`]): nothing of a seed keeps a store from being replaced.
+//!
+//! Bounds: [`SeederSettings::seeds_max`] streams at a time, each of which takes one of the `max_wal_senders` places as well; one checkpoint per node that is seeded; a few chunks per stream in memory. A node
 //! that comes again replaces its own older stream.
 //!
 //! INV-RETAIN: [`Seeder::needed_from`] names the WAL that must stay for as long as a checkpoint is held, and it does so
@@ -32,6 +35,7 @@ use understudy_wal::segment::{FORMAT_VERSION, segment_file_name_at};
 use super::CHUNK_BYTES;
 use super::digest::{DigestCache, Touched};
 use super::manifest::{FILES_PER_MESSAGE_MAX, FileEntry, Manifest, history_to_wire, is_plain};
+use crate::places::{Place, Places};
 
 /// Messages that wait for the connection, per stream.
 pub(crate) const OUTBOUND_MESSAGES_MAX: usize = 2;
@@ -114,6 +118,7 @@ pub struct Seeder {
 struct Admission {
     replaced: CancellationToken,
     _slot: OwnedSemaphorePermit,
+    _place: Place,
     _over: DropGuard,
 }
 
@@ -152,7 +157,7 @@ impl Seeder {
     }
 
     /// A stream for `node`, in place of the one that it may still have.
-    async fn admit(&self, node: NodeId) -> Result<Admission, Status> {
+    async fn admit(&self, node: NodeId, places: &Places) -> Result<Admission, Status> {
         let (replaced, over) = (CancellationToken::new(), CancellationToken::new());
         let guard = over.clone().drop_guard();
         let older = {
@@ -174,7 +179,7 @@ impl Seeder {
                 self.settings.seeds_max
             ))
         })?;
-        Ok(Admission { replaced, _slot: slot, _over: guard })
+        Ok(Admission { replaced, _slot: slot, _place: places.take()?, _over: guard })
     }
 
     /// One stream from the first to the last message.
@@ -184,17 +189,24 @@ impl Seeder {
         start: v1::SeedStart,
         inbound: Streaming<v1::FromSeeded>,
         outbound: Outbound,
+        places: Places,
         stop: CancellationToken,
     ) {
         let node = NodeId::new(start.node_id);
-        let outcome = match self.admit(node).await {
+        let outcome = match self.admit(node, &places).await {
             Ok(admission) => {
+                let mut given_up = source.engine.given_up();
+                // The engine goes with what is dropped here.
                 let outcome = tokio::select! {
-                    outcome = self.stream(&source, &start, inbound, &outbound) => outcome,
+                    outcome = self.stream(source, &start, inbound, &outbound) => outcome,
                     () = stop.cancelled() => Err(Status::unavailable("this node stops")),
                     () = admission.replaced.cancelled() => Err(Status::aborted("the node has connected again")),
+                    _ = given_up.wait_for(|given_up| *given_up) => Err(Status::unavailable(
+                        "this node stops, or replaces the data that it seeds from: ask another node, or this one again later",
+                    )),
                 };
-                self.leave(node, matches!(outcome, Ok(true)));
+                // What lies in a checkpoint of data that was given up need not be what this node has next.
+                self.leave(node, matches!(outcome, Ok(true)) || *given_up.borrow());
                 outcome
             }
             Err(status) => Err(status),
@@ -210,9 +222,9 @@ impl Seeder {
         }
     }
 
-    /// The stream is over: its checkpoint goes now, or after the grace time.
-    fn leave(self: &Arc<Self>, node: NodeId, finished: bool) {
-        if finished {
+    /// The stream is over: its checkpoint goes now, if nobody will come back for it, or after the grace time.
+    fn leave(self: &Arc<Self>, node: NodeId, at_once: bool) {
+        if at_once {
             self.let_go(node, None);
             return;
         }
@@ -256,12 +268,13 @@ impl Seeder {
     /// True when the node has said that it has everything.
     async fn stream(
         self: &Arc<Self>,
-        source: &SeedSource,
+        source: SeedSource,
         start: &v1::SeedStart,
         mut inbound: Streaming<v1::FromSeeded>,
         outbound: &Outbound,
     ) -> Result<bool, Status> {
         let node = NodeId::new(start.node_id);
+        let source = &source;
         let held = self.checkpoint(source, node, Lsn::new(start.resume_lsn), outbound).await?;
         send(outbound, from_seeder::Message::Begun(begun(source, &held.manifest))).await?;
         for piece in held.manifest.files.chunks(FILES_PER_MESSAGE_MAX) {
@@ -308,7 +321,10 @@ impl Seeder {
             discard(replaced);
         }
         let (seeder, source) = (Arc::clone(self), source.clone());
-        let making = tokio::task::spawn_blocking(move || seeder.make(&source, node));
+        // However this stream ends, nobody goes on to read gigabytes for it.
+        let cancel = CancellationToken::new();
+        let _given_up_with_the_stream = cancel.clone().drop_guard();
+        let making = tokio::task::spawn_blocking(move || seeder.make(&source, node, &cancel));
         let held = signs_of_life(making, outbound).await?.map_err(|why| {
             tracing::error!(seeded = %node, why, "no checkpoint can be made for a seed");
             Status::unavailable(why)
@@ -322,8 +338,8 @@ impl Seeder {
         Ok(held)
     }
 
-    /// Makes a checkpoint and reads all of it. Blocks on IO.
-    fn make(&self, source: &SeedSource, node: NodeId) -> Result<Held, String> {
+    /// Makes a checkpoint and reads all of it, until `cancel` at most. Blocks on IO.
+    fn make(&self, source: &SeedSource, node: NodeId, cancel: &CancellationToken) -> Result<Held, String> {
         let began = Instant::now();
         std::fs::create_dir_all(&self.dir).map_err(|error| format!("cannot make {}: {error}", self.dir.display()))?;
         let dir = self.dir.join(format!("{node}-{}", self.made.fetch_add(1, Ordering::Relaxed)));
@@ -338,13 +354,13 @@ impl Seeder {
             return Err("this node has no data yet that another one could be seeded with".to_owned());
         }
         held.manifest.files =
-            self.list(&held.dir).map_err(|error| format!("cannot read {}: {error}", held.dir.display()))?;
+            self.list(&held.dir, cancel).map_err(|error| format!("cannot read {}: {error}", held.dir.display()))?;
         tracing::info!(%at, files = held.manifest.files.len(), bytes = held.manifest.bytes(),
             elapsed_ms = began.elapsed().as_millis(), "made a checkpoint for a seed");
         Ok(held)
     }
 
-    fn list(&self, dir: &Path) -> io::Result<Vec<FileEntry>> {
+    fn list(&self, dir: &Path, cancel: &CancellationToken) -> io::Result<Vec<FileEntry>> {
         let mut touched = Touched::default();
         let mut files = Vec::new();
         for entry in std::fs::read_dir(dir)? {
@@ -353,7 +369,7 @@ impl Seeder {
             if !is_plain(&name) {
                 return Err(io::Error::other(format!("{name:?} is not the name of a file of a store")));
             }
-            let digest = self.digests.digest(&entry.path(), &mut touched)?;
+            let digest = self.digests.digest(&entry.path(), &mut touched, cancel)?;
             files.push(FileEntry { name, size: entry.metadata()?.len(), digest });
         }
         self.digests.retain(&touched);
@@ -446,6 +462,7 @@ async fn signs_of_life<T>(mut work: tokio::task::JoinHandle<T>, outbound: &Outbo
     loop {
         tokio::select! {
             done = &mut work => return done.map_err(|error| Status::internal(error.to_string())),
+            () = outbound.closed() => return Err(Status::cancelled("the node has gone")),
             () = tokio::time::sleep(SIGN_OF_LIFE) => {
                 send(outbound, from_seeder::Message::Preparing(v1::SeedPreparing {})).await?;
             }

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use tokio_util::sync::CancellationToken;
 use understudy_rpc::v1::SeedChunk;
 
 use super::digest::{Hasher, hash_file};
@@ -124,7 +125,8 @@ impl Writer {
         let offset = file.metadata().map_err(SeedError::io("look at", &path))?.len();
         let hasher = match offset {
             0 => Hasher::default(),
-            _ => hash_file(&path).map_err(SeedError::io("read", &path))?,
+            // Of one file, and never more than what an earlier attempt has brought of it.
+            _ => hash_file(&path, &CancellationToken::new()).map_err(SeedError::io("read", &path))?,
         };
         Ok(Coming { index, file, offset, hasher })
     }

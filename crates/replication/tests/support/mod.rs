@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use understudy_replication::{
-    FollowConfig, LogError, LogSink, OwnLog, ReceiverStatus, ReceiverTiming, Source, StreamState, WalFormat, follow_at,
+    FollowConfig, LogError, LogSink, OwnLog, ReceiverStatus, ReceiverTiming, Source, StreamState, WalFormat, follow,
 };
 use understudy_types::{
     Incarnation, Lsn, NodeId, Position, SegmentNo, SegmentSize, SystemId, TimelineHistory, TimelineId, TimelineSwitch,
@@ -181,11 +181,10 @@ impl Following {
     }
 
     pub fn start_with<L: LogSink>(log: &Arc<L>, config: FollowConfig, history: &TimelineHistory) -> Self {
-        let (_, pace) = watch::channel(config.timing);
-        Self::start_at(log, config, pace, history)
+        Self::start_at(log, config, steady(ReceiverTiming::default()), history)
     }
 
-    /// At a pace that changes.
+    /// At a pace that may change.
     pub fn start_at<L: LogSink>(
         log: &Arc<L>,
         config: FollowConfig,
@@ -195,7 +194,7 @@ impl Following {
         let (status, status_seen) = watch::channel(ReceiverStatus::default());
         let (history, history_seen) = watch::channel(history.clone());
         let cancel = CancellationToken::new();
-        let task = tokio::spawn(follow_at(Arc::clone(log), config, pace, history_seen, cancel.clone(), status));
+        let task = tokio::spawn(follow(Arc::clone(log), config, pace, history_seen, cancel.clone(), status));
         Self { status: status_seen, history, cancel, task }
     }
 
@@ -218,6 +217,11 @@ impl Following {
     }
 }
 
+/// A pace that does not change.
+pub fn steady(timing: ReceiverTiming) -> watch::Receiver<ReceiverTiming> {
+    watch::channel(timing).1
+}
+
 pub fn config(id: NodeId, address: &str, timeline: TimelineId) -> FollowConfig {
     FollowConfig {
         upstream_address: address.to_owned(),
@@ -228,7 +232,6 @@ pub fn config(id: NodeId, address: &str, timeline: TimelineId) -> FollowConfig {
         damage_epoch: 0,
         timeline,
         sealed: TimelineId::NONE,
-        timing: ReceiverTiming::default(),
     }
 }
 

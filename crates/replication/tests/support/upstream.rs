@@ -192,8 +192,11 @@ impl Server {
 
     /// A server that other nodes can be seeded from.
     pub async fn start_seeding(hooks: &Arc<TestUpstream>, seeder: &Arc<Seeder>) -> Self {
-        let settings = watch::channel(SenderSettings::default()).1;
-        Self::start_as(hooks, settings, Some(Arc::clone(seeder))).await
+        Self::start_seeding_with(hooks, seeder, SenderSettings::default()).await
+    }
+
+    pub async fn start_seeding_with(hooks: &Arc<TestUpstream>, seeder: &Arc<Seeder>, settings: SenderSettings) -> Self {
+        Self::start_as(hooks, watch::channel(settings).1, Some(Arc::clone(seeder))).await
     }
 
     async fn start_as(

@@ -29,7 +29,7 @@
 
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rocksdb::CompactionDecision;
 use rocksdb::compaction_filter::CompactionFilter;
@@ -55,6 +55,8 @@ pub(super) struct Collection {
     pub durable: AtomicHorizon,
     work: Mutex<Work>,
     arrived: Condvar,
+    /// The damage that ended the sweeper; none where there is none.
+    failure: OnceLock<rocksdb::Error>,
 }
 
 /// Both parts rise on their own, so they need not be read as one.
@@ -111,7 +113,7 @@ impl Collection {
         }
     }
 
-    fn report_deletion(&self, prefix: &[u8]) {
+    pub(super) fn report_deletion(&self, prefix: &[u8]) {
         let mut work = self.lock();
         let bytes = prefix.len() + REPORTED_OVERHEAD_BYTES;
         if work.bytes + bytes <= REPORTED_BYTES_MAX && work.deletions.last().is_none_or(|last| last != prefix) {
@@ -119,6 +121,16 @@ impl Collection {
             work.deletions.push(prefix.to_vec());
             self.arrived.notify_one();
         }
+    }
+
+    /// The sweeper has found damage.
+    pub(super) fn fail(&self, error: rocksdb::Error) {
+        self.failure.get_or_init(|| error);
+    }
+
+    /// The damage that it found.
+    pub(super) fn failure(&self) -> Option<&rocksdb::Error> {
+        self.failure.get()
     }
 
     /// Waits for something to do.

@@ -188,6 +188,12 @@ impl RocksStore {
         move |source| StoreError::Rocks { path: self.dir.clone(), action, source }
     }
 
+    /// Damage that a thread of the store has met.
+    fn check_sweeper(&self) -> Result<(), StoreError> {
+        let failure = self.collection.failure().cloned();
+        failure.map_or(Ok(()), |error| Err(self.failed("be swept")(error)))
+    }
+
     fn corrupt(&self, what: &'static str) -> StoreError {
         StoreError::Corrupt { path: self.dir.clone(), what }
     }
@@ -279,6 +285,7 @@ impl Store for RocksStore {
     fn apply(&self, commits: &[AppliedCommit], applied: Position) -> Result<(), StoreError> {
         let mut present = self.applied_lock();
         check_order(*present, commits, applied)?;
+        self.check_sweeper()?;
         let (data, requests) = (self.family(options::DATA), self.family(options::REQUESTS));
         let mut batch = WriteBatch::default();
         for commit in commits {
@@ -380,6 +387,7 @@ impl Store for RocksStore {
     }
 
     fn flush(&self) -> Result<Position, StoreError> {
+        self.check_sweeper()?;
         let mut options = FlushOptions::default();
         options.set_wait(true);
         let families = [options::DATA, options::REQUESTS, options::META].map(|name| self.family(name));

@@ -3,12 +3,13 @@
 //!
 //! It writes nothing that changes an answer: only versions at or below the durable horizon go, all of a key in one
 //! batch, and a read at or above the horizon finds that there is no value before and after. It never touches the applied
-//! position. An error ends it; the applier meets the same one.
+//! position. An error ends it; what refuses a write the applier meets too. Damage is the answer to the next write as well: nobody
+//! else may be reading what the sweeper could not, and a store that is damaged must not look sound.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use rocksdb::{BottommostLevelCompaction, CompactOptions, DB, WriteBatch};
+use rocksdb::{BottommostLevelCompaction, CompactOptions, DB, ErrorKind, WriteBatch};
 use understudy_types::Lsn;
 
 use super::collect::{Collection, Task};
@@ -62,6 +63,9 @@ fn run(db: &DB, collection: &Collection) {
             }
             if let Err(error) = sweep(db, prefixes, collection.durable.get().versions_below) {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the store's sweeper ended");
+                if error.kind() == ErrorKind::Corruption {
+                    collection.fail(error);
+                }
                 return;
             }
         }
@@ -121,7 +125,51 @@ fn sweep(db: &DB, prefixes: &[Vec<u8>], horizon: Lsn) -> Result<(), rocksdb::Err
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::time::{Duration, Instant};
+
+    use understudy_types::{Position, SystemId, TimelineId};
+    use understudy_wal::GcHorizon;
+    use understudy_wal::record::Op;
+
+    use super::super::{RocksConfig, RocksStore};
     use super::*;
+    use crate::api::{AppliedCommit, Store};
+
+    #[test]
+    fn a_sweep_that_meets_a_bad_block_makes_the_next_write_say_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(&RocksConfig::new(dir.path(), SystemId::new(7))).unwrap();
+        let at = |lsn| Position::new(TimelineId::FIRST, Lsn::new(lsn));
+        let key = |number: u64| number.to_be_bytes().repeat(50);
+        for number in 1..=2_000 {
+            let op = Op::Put { key: key(number).into(), value: bytes::Bytes::new() };
+            let (start, lsn, timeline) = (Lsn::new(number), at(number + 1).lsn, TimelineId::FIRST);
+            let commit = AppliedCommit { start, lsn, timeline, time_us: 0, request_id: None, ops: vec![op] };
+            store.apply(&[commit], at(number + 1)).unwrap();
+        }
+        let horizon = GcHorizon { versions_below: Lsn::new(2_001), requests_below: Lsn::new(2_001) };
+        store.raise_horizon(horizon, at(2_002)).unwrap();
+        store.flush().unwrap();
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            let size = path.metadata().unwrap().len();
+            if path.extension().is_some_and(|extension| extension == "sst") && size > 30_000 {
+                std::fs::File::options().write(true).open(&path).unwrap().write_all_at(&[0xA5; 64], size / 2).unwrap();
+            }
+        }
+        // What a compaction would have reported.
+        (1..=2_000).for_each(|number| store.collection.report_deletion(&key::encode_prefix(&key(number))));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let error = loop {
+            if let Err(error) = store.flush() {
+                break error;
+            }
+            assert!(Instant::now() < deadline, "the damage is not said");
+            std::thread::yield_now();
+        };
+        assert!(error.is_damage() && error.to_string().contains("be swept"), "{error}");
+    }
 
     #[test]
     fn a_compaction_never_rewrites_more_than_was_written() {
