@@ -5,29 +5,30 @@
 //! failed log, store or Raft log ends the process at once: nothing may be acknowledged after it, and recovery starts
 //! over from the disk.
 
+mod belong;
 mod error;
+mod opening;
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use understudy_control::{Applied, Control, ControlConfig};
+use understudy_control::{Control, ControlConfig};
 use understudy_core::lease::Grants;
 use understudy_core::state::ClusterState;
-use understudy_engine::{Engine, EngineConfig, SystemClock};
+use understudy_engine::Engine;
 use understudy_replication::seed::{Seeder, SeederSettings, swap};
 use understudy_rpc::v1;
-use understudy_store::{RocksConfig, RocksStore};
 use understudy_types::{Incarnation, SystemId};
 use understudy_wal::files::{Files, RealFiles};
 
 use crate::agent::seeding::Carried;
 use crate::agent::{Agent, AgentEnd, AgentParts};
 use crate::bootstrap;
-use crate::config::{ServerConfig, strange_variables};
+use crate::config::ServerConfig;
 use crate::confirmer::Confirmer;
 use crate::damage;
 use crate::freshness::boot_ms;
@@ -36,12 +37,12 @@ use crate::identity::{DataDir, random_u64};
 use crate::mesh::{BEAT_INTERVAL, EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
 use crate::services::{self, Places, ServiceParts};
-use crate::tags::{self, Tags};
 use crate::telemetry::collect::{Collector, CollectorParts};
 use crate::telemetry::{self, Telemetry};
 use crate::upstream::Upstream;
 use crate::view::NodeView;
 use error::with_causes;
+use opening::{Opened, learn_voters};
 
 pub use error::ServerError;
 
@@ -113,13 +114,6 @@ async fn wait_for_signal() {
             std::future::pending::<()>().await;
         }
     }
-}
-
-/// The data of this node.
-struct Opened {
-    engine: Engine,
-    /// There while any file of its store is open.
-    held: Weak<()>,
 }
 
 /// What stands before the node belongs to a cluster.
@@ -379,22 +373,6 @@ impl Server {
         }
     }
 
-    /// Whatever else ended the node: if its data was found damaged meanwhile, the next start must not trust it (INV-DURABLE: it does
-    /// not count then, before it says anything to anybody).
-    fn record_damage(&self, engine: &Engine) {
-        let failure = engine.failure().borrow().clone();
-        let wal_failure = engine.wal().failure().borrow().clone();
-        let found = match (failure, wal_failure) {
-            (Some(failure), _) if failure.is_damage() => with_causes(&*failure),
-            (_, Some(failure)) if failure.is_damage() => with_causes(&*failure),
-            (Some(_) | None, Some(_) | None) => return,
-        };
-        tracing::error!(%found, "the data of this node is damaged: the next start fetches it again from another node");
-        if let Err(error) = damage::record(&*self.files, self.data_dir.path(), &found) {
-            tracing::error!(%error, "it cannot be written down that the data is damaged: the next start may go on with it");
-        }
-    }
-
     /// Closes the engine and puts the new data in its place, while the mesh goes on. If this fails or the process dies, the
     /// next start does it.
     async fn swap(&mut self, engine: Engine, mut carried: Carried) -> Result<Carried, ServerError> {
@@ -436,150 +414,6 @@ impl Server {
         tracing::info!("the new data has taken the place of the old");
         Ok(carried)
     }
-
-    /// Waits until the cluster has its system id and binds the data directory to it.
-    async fn belong(&mut self) -> Result<Arc<ClusterState>, ServerError> {
-        let (control, config) = (self.control.clone(), self.config.clone());
-        let view = self.view.clone();
-        let say = move |why: &str| view.send_modify(|view| view.waiting_for = Some(why.to_owned()));
-        say("no cluster has been made yet, or none has been reached");
-        let system_id = SystemId::new(random_u64()?);
-        let mut states = self.control.state();
-        let initial: bootstrap::InitialCluster = config.initial_cluster.iter().cloned().collect();
-        let joining = async {
-            bootstrap::join_or_initialise(&control, &config.name, &initial, say).await;
-            bootstrap::write_first_command(&control, &initial, &config.settings, system_id).await;
-        };
-        let known = async {
-            match states.wait_for(|applied| applied.state.system_id != SystemId::default()).await {
-                Ok(applied) => Ok(Arc::new(applied.state.clone())),
-                Err(_) => Err(ServerError::Failed("raft ended".to_owned())),
-            }
-        };
-        tokio::pin!(joining, known);
-        let cluster = tokio::select! {
-            cluster = &mut known => cluster,
-            () = &mut joining => known.await,
-        }?;
-        self.data_dir.join_cluster(&*self.files, cluster.system_id)?;
-        let cluster = self.be_a_member(cluster).await?;
-        let Some(member) = cluster.members.get(&self.me.node_id) else {
-            return Err(ServerError::Failed("this node is not a member any more".to_owned()));
-        };
-        if member.address != self.config.advertise {
-            return Err(ServerError::OtherAddress {
-                name: self.config.name.to_string(),
-                known: member.address.clone(),
-                given: self.config.advertise.clone(),
-            });
-        }
-        self.warn_of_other_settings(&cluster);
-        tokio::spawn(tags::keep(self.control.clone(), self.me.node_id, self.tags(), self.stop_serving.clone()));
-        self.standing.send_modify(|standing| standing.system_id = cluster.system_id);
-        self.view.send_modify(|view| view.waiting_for = None);
-        Ok(cluster)
-    }
-
-    fn tags(&self) -> Tags {
-        Tags { failover_priority: self.config.failover_priority, no_sync: self.config.no_sync }
-    }
-
-    /// A directory that was replaced is another node: it waits until somebody makes it a member.
-    async fn be_a_member(&self, cluster: Arc<ClusterState>) -> Result<Arc<ClusterState>, ServerError> {
-        let me = self.me.node_id;
-        if cluster.members.contains_key(&me) {
-            return Ok(cluster);
-        }
-        let why = bootstrap::not_a_member(&self.config.name, me, cluster.system_id);
-        tracing::warn!(%why, "waiting to become a member");
-        self.view.send_modify(|view| view.waiting_for = Some(why));
-        let mut states = self.control.state();
-        let joined = states.wait_for(|applied| applied.state.members.contains_key(&me)).await;
-        match joined {
-            Ok(applied) => Ok(Arc::new(applied.state.clone())),
-            Err(_) => Err(ServerError::Failed("raft ended".to_owned())),
-        }
-    }
-
-    /// What this server was given for a new cluster, and the cluster has otherwise: somebody may think that it counts.
-    fn warn_of_other_settings(&self, cluster: &ClusterState) {
-        for (name, given, present) in self.config.differs_from(&cluster.settings) {
-            let origin = self.config.origin_of(name);
-            tracing::warn!(name, given, %origin, present, "the cluster has another value, and that counts: what a server is \
-                given is for a new cluster; change it with \"understudy config set {name}=...\"");
-        }
-        for (variable, meant) in strange_variables(&self.config.sources.environment) {
-            tracing::warn!(
-                variable,
-                meant,
-                "an environment variable is not looked at, and looks like a misspelt setting"
-            );
-        }
-    }
-
-    /// A log that was there once and is not any more: the node starts anew, and does not count as what it was.
-    fn notice_lost_log(&self, promises: &mut PromiseFile) -> Result<(), ServerError> {
-        let watermark = self.data_dir.path().join("wal").join("watermark");
-        if promises.get().has_log && !watermark.exists() {
-            tracing::error!(path = %watermark.display(), "the wal of this node is gone: it counts as damaged until the cluster knows");
-            promises.mark_damaged()?;
-        }
-        Ok(())
-    }
-
-    async fn open_engine(&self, cluster: &ClusterState, promises: &mut PromiseFile) -> Result<Opened, ServerError> {
-        self.notice_lost_log(promises)?;
-        let data_dir = self.data_dir.path();
-        let mut opened = match damage::found(&*self.files, data_dir)? {
-            Some(found) => Err(ServerError::Damaged { path: data_dir.to_owned(), found }),
-            None => self.try_open(cluster).await,
-        };
-        let damage = match &opened {
-            Err(ServerError::Engine(error)) => error.is_damage(),
-            Err(ServerError::Store { source, .. }) => source.is_damage(),
-            Err(ServerError::Damaged { .. }) => true,
-            Err(_) | Ok(_) => false,
-        };
-        if let (true, Err(error)) = (damage, &opened) {
-            // Before anybody repairs it: what this node confirmed once does not count until the cluster knows.
-            promises.mark_damaged()?;
-            let has_others = cluster.members.iter().any(|(id, member)| *id != self.me.node_id && !member.witness);
-            if has_others {
-                let data_dir = data_dir.to_owned();
-                tracing::error!(%error, kept_in = %damage::damaged_dir(&data_dir).display(),
-                    "the data of this node is damaged: it is set aside, and fetched again from another node");
-                let moved = tokio::task::spawn_blocking(move || damage::set_aside(&data_dir)).await;
-                moved.map_err(|error| ServerError::Failed(error.to_string()))??;
-                opened = self.try_open(cluster).await;
-            }
-        }
-        let opened = opened?;
-        promises.log_made()?;
-        Ok(opened)
-    }
-
-    async fn try_open(&self, cluster: &ClusterState) -> Result<Opened, ServerError> {
-        let began = Instant::now();
-        let path = self.data_dir.path().join("store");
-        let mut config = EngineConfig::new(self.data_dir.path(), cluster.system_id);
-        config.segment_size = self.data_dir.identity().segment_size;
-        let (files, system_id) = (Arc::clone(&self.files), cluster.system_id);
-        let opened = tokio::task::spawn_blocking(move || {
-            let store = RocksStore::open(&RocksConfig::new(&path, system_id))
-                .map_err(|source| ServerError::Store { path, source })?;
-            let held = store.held();
-            let engine = Engine::open(config, files, Arc::new(store), Arc::new(SystemClock))?;
-            Ok::<_, ServerError>(Opened { engine, held })
-        })
-        .await;
-        let opened =
-            opened.unwrap_or_else(|error| Err(ServerError::Failed(format!("the engine did not open: {error}"))))?;
-        let engine = &opened.engine;
-        let applied = *engine.visible().borrow();
-        tracing::info!(wal_end = %engine.wal().end(), %applied, elapsed_ms = began.elapsed().as_millis(),
-            "recovered");
-        Ok(opened)
-    }
 }
 
 /// A panic is a mistake in the program, and what it leaves behind may be half done: the process ends, and recovery starts
@@ -590,18 +424,6 @@ fn abort_on_panic() {
         report(panic);
         std::process::abort();
     }));
-}
-
-/// Keeps what beats are answered by up to date while there is no agent: recovery may take long, and a voter that is at it
-/// confirms a primary that goes by the present voters. Ends with Raft.
-async fn learn_voters(mut states: watch::Receiver<Arc<Applied>>, standing: &watch::Sender<Standing>) {
-    loop {
-        let voters_version = states.borrow_and_update().state.voters_generation.get();
-        standing.send_modify(|standing| standing.voters_version = Some(voters_version));
-        if states.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 /// What failed for good, once something has.
