@@ -91,13 +91,10 @@ mod tests {
 
     fn planned(tags: (u32, bool), state: &ClusterState) -> Option<(u32, bool)> {
         let tags = Tags { failover_priority: tags.0, no_sync: tags.1 };
-        match tags.plan(ME, state)? {
-            Command::Retag { node, failover_priority, no_sync, .. } => {
-                assert_eq!(node, ME);
-                Some((failover_priority, no_sync))
-            }
-            other => panic!("planned {other:?}"),
-        }
+        let command = tags.plan(ME, state)?;
+        let Command::Retag { node, failover_priority, no_sync, .. } = command else { panic!("planned {command:?}") };
+        assert_eq!(node, ME);
+        Some((failover_priority, no_sync))
     }
 
     #[test]
