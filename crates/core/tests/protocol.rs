@@ -366,7 +366,14 @@ fn other_seeds_stay_quiet() {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let config = Config { seed: 42, mode: SyncMode::Preferred, damage: true, cheat: Cheat::Nothing, operator: true, lease: true };
+    let config = Config {
+        seed: 42,
+        mode: SyncMode::Preferred,
+        damage: true,
+        cheat: Cheat::Nothing,
+        operator: true,
+        lease: true,
+    };
     assert_eq!(format!("{:?}", run(config)), format!("{:?}", run(config)));
 }
 

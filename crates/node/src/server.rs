@@ -193,8 +193,7 @@ impl Server {
         control.stand_aside(data_dir.identity().system_id != SystemId::default());
         let stop_serving = CancellationToken::new();
         let (outgoing, outgoing_rx) = watch::channel(Outgoing::default());
-        let standing =
-            watch::Sender::new(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
+        let standing = watch::Sender::new(Standing { system_id: data_dir.identity().system_id, ..Standing::default() });
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let (answers_tx, answers) = mpsc::channel(ANSWERS_MAX);
         let (fresh, confirmed) = watch::channel(None);

@@ -66,32 +66,10 @@ pub struct Asked {
 }
 
 pub enum Message {
-    Beat {
-        from: NodeId,
-        to: NodeId,
-        report: Box<NodeReport>,
-        order: Option<FetchOrder>,
-        asked: Option<Asked>,
-    },
-    Confirm {
-        from: NodeId,
-        to: NodeId,
-        to_incarnation: Incarnation,
-        asked: Asked,
-        confirmed: bool,
-        granted_ms: u64,
-    },
-    Ack {
-        from: NodeId,
-        to: NodeId,
-        to_incarnation: Incarnation,
-        timeline: TimelineId,
-        ack: Ack,
-    },
-    Command {
-        from: NodeId,
-        command: Command,
-    },
+    Beat { from: NodeId, to: NodeId, report: Box<NodeReport>, order: Option<FetchOrder>, asked: Option<Asked> },
+    Confirm { from: NodeId, to: NodeId, to_incarnation: Incarnation, asked: Asked, confirmed: bool, granted_ms: u64 },
+    Ack { from: NodeId, to: NodeId, to_incarnation: Incarnation, timeline: TimelineId, ack: Ack },
+    Command { from: NodeId, command: Command },
 }
 
 pub struct World {
