@@ -150,19 +150,6 @@ async fn a_stream_begins_with_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_connection_is_given_up() {
-    let node = TestNode::new(1);
-    let history = node.promote(&TimelineHistory::new());
-    let hooks = TestUpstream::primary(&node, &history);
-    let server = Server::start_with(&hooks, SenderSettings { timeout_ms: 100, ..SenderSettings::default() }).await;
-    let mut client = ReplicationClient::connect(format!("http://{}", server.address)).await.unwrap();
-    let (_outbound, messages) = mpsc::channel(1);
-    let status = within("an answer", client.stream(ReceiverStream::new(messages))).await.expect_err("given up");
-    assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "no Start came within 100 ms"));
-    server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledgements_that_cannot_be_end_the_stream() {
     let (node, hooks, server, _) = primary().await;
     let end = node.wal.end().lsn;
