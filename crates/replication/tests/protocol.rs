@@ -10,7 +10,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
-use understudy_replication::SenderSettings;
 use understudy_rpc::v1;
 use understudy_rpc::v1::from_standby::Message as Up;
 use understudy_rpc::v1::from_upstream::Message as Down;
