@@ -154,6 +154,12 @@ impl ClusterState {
         self.members.iter().filter(|(_, member)| member.voter).map(|(id, _)| *id).collect()
     }
 
+    /// Whether `node` is the primary and nobody else is waited for: others may lack what it acknowledged.
+    pub fn counts_on_alone(&self, node: NodeId) -> bool {
+        let nobody_else = self.sync.members.is_empty() || self.sync.acks == 0;
+        self.primary().is_some_and(|primary| primary.node == node) && nobody_else
+    }
+
     /// The highest timeline that a node must not act below: that of the election, else the present one.
     pub fn fence(&self) -> TimelineId {
         self.election.as_ref().map_or(self.timeline(), |election| election.timeline)

@@ -11,17 +11,21 @@
 //! promises may be being written at that moment by whom the end of the process overtakes.
 //!
 //! That the node does not count is on disk before (INV-DURABLE). It then streams from the beginning of the log, or is
-//! seeded. Nothing is done to the only copy that there is: a node without others refuses to start.
+//! seeded. Nothing is done to the only copy that there is: a node without others refuses to start, and one that alone has what
+//! was acknowledged waits until somebody else leads. What was set aside is kept until the node counts again: if what it fetched since is
+//! damaged too, that is thrown away instead, because nobody ever counted on it.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use understudy_wal::files::{Files, read_file, replace_file};
+use understudy_wal::files::{Files, RealFiles, read_file, replace_file};
 
 use crate::identity::DataDirError;
 
 const FOUND: &str = "damage-found";
+/// In `damaged`: under which damage epoch it was set aside.
+const EPOCH: &str = "epoch";
 /// In the order in which they are moved: while the finding is there the data is not opened.
 const PARTS: [&str; 3] = ["store", "wal", FOUND];
 
@@ -71,15 +75,51 @@ pub fn forget(data_dir: &Path) -> Result<(), DataDirError> {
     }
 }
 
-/// Moves store and log away, in place of what was moved there before. Blocks on IO; nothing of them may be open.
+/// Moves store and log away, in place of what was moved there before; `epoch` is the damage that it is moved for. `before` is the
+/// damage that the node had not got over yet: what was set aside for that one stays, and this goes. Blocks on IO; nothing of store and
+/// log may be open.
 ///
 /// # Errors
 /// What the system says: the next start goes on with it.
-pub fn set_aside(data_dir: &Path) -> Result<(), DataDirError> {
+pub fn set_aside(data_dir: &Path, before: Option<u64>, epoch: u64) -> Result<(), DataDirError> {
+    if before.is_some() && aside_for(data_dir)? == before {
+        return discard(data_dir, epoch);
+    }
     let filling = filling_dir(data_dir);
     fs::create_dir_all(&filling).map_err(failed("make", &filling))?;
+    write_epoch(&filling, epoch)?;
     sync(data_dir)?;
     finish(data_dir)
+}
+
+/// The damage that what lies in `damaged` was set aside for; none where nothing does, or what an older version moved there.
+fn aside_for(data_dir: &Path) -> Result<Option<u64>, DataDirError> {
+    let path = damaged_dir(data_dir).join(EPOCH);
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(text.trim().parse().ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed("read", &path)(source)),
+    }
+}
+
+fn write_epoch(dir: &Path, epoch: u64) -> Result<(), DataDirError> {
+    let path = dir.join(EPOCH);
+    replace_file(&RealFiles, &path, format!("{epoch}\n").as_bytes()).map_err(failed("write", &path))
+}
+
+/// Removes store and log, which were fetched for the damage that `damaged` is kept for. The epoch first: it is still that damage.
+fn discard(data_dir: &Path, epoch: u64) -> Result<(), DataDirError> {
+    write_epoch(&damaged_dir(data_dir), epoch)?;
+    for part in PARTS {
+        let path = data_dir.join(part);
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Ok(()) => sync(data_dir)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(failed("remove", &path)(source)),
+        }
+    }
+    Ok(())
 }
 
 /// Ends what was begun, before anything is opened. Does nothing where nothing was. Blocks on IO.
@@ -119,8 +159,6 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDi
 
 #[cfg(test)]
 mod tests {
-    use understudy_wal::files::RealFiles;
-
     use super::*;
 
     #[test]
@@ -139,6 +177,28 @@ mod tests {
     fn write(path: &Path, text: &str) {
         fs::create_dir_all(path.parent().expect("below the directory")).expect("made");
         fs::write(path, text).expect("written");
+    }
+
+    #[test]
+    fn what_was_set_aside_is_kept_until_the_node_counts_again() {
+        // INV-DURABLE: it may be the last copy of something, and what was fetched since never is.
+        let dir = tempfile::tempdir().expect("a directory");
+        let aside = || fs::read_to_string(damaged_dir(dir.path()).join("store/CURRENT")).ok();
+        let damage = |text: &str, before, epoch| {
+            write(&dir.path().join("store/CURRENT"), text);
+            write(&dir.path().join("wal/watermark"), text);
+            set_aside(dir.path(), before, epoch).expect("set aside");
+            assert!(!dir.path().join("store").exists() && !dir.path().join("wal").exists());
+        };
+        damage("acknowledged", None, 1);
+        damage("fetched, and damaged too", Some(1), 2);
+        damage("fetched again", Some(2), 3);
+        assert_eq!(aside().as_deref(), Some("acknowledged"));
+        // It counted again, and a start that died had marked the next damage and moved nothing yet.
+        damage("acknowledged later", Some(4), 5);
+        assert_eq!(aside().as_deref(), Some("acknowledged later"));
+        damage("later still", None, 6);
+        assert_eq!(aside().as_deref(), Some("later still"));
     }
 
     #[test]

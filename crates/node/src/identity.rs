@@ -220,6 +220,11 @@ impl DataDir {
         Ok(Self { path: path.to_owned(), identity, _lock: lock })
     }
 
+    /// Whether anything was ever opened in it: from then on the node may have promised something.
+    pub fn has_data(&self) -> bool {
+        ["store", "wal/watermark", "seed", "damaged", "damaged.new"].iter().any(|part| self.path.join(part).exists())
+    }
+
     fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
         let entries =
             fs::read_dir(path).map_err(|source| DataDirError::Io { action: "list", path: path.to_owned(), source })?;

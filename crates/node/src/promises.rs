@@ -39,17 +39,17 @@ pub struct PromiseFile {
 
 impl PromiseFile {
     /// Reads the promises of the data directory `dir`. Where there is no file none were made, and it is written: before the
-    /// directory `belongs` to a cluster. After that a missing file is a lost one.
+    /// directory `has_data`, without which nothing is promised. After that a missing file is a lost one.
     ///
     /// # Errors
     /// When the file cannot be read or is lost. A node that does not know its promises must not run.
-    pub fn open(files: Arc<dyn Files>, dir: &std::path::Path, belongs: bool) -> Result<Self, DataDirError> {
+    pub fn open(files: Arc<dyn Files>, dir: &std::path::Path, has_data: bool) -> Result<Self, DataDirError> {
         let path = dir.join("promises");
         let io = |source| DataDirError::Io { action: "read", path: path.clone(), source };
         let promises = match read_file(&*files, &path).map_err(io)? {
             Some(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|source| DataDirError::MalformedPromises { path: path.clone(), source })?,
-            None if belongs => return Err(DataDirError::PromisesLost { path: dir.to_owned() }),
+            None if has_data => return Err(DataDirError::PromisesLost { path: dir.to_owned() }),
             None => {
                 let file = Self { files, path, promises: Promises::default() };
                 file.write(Promises::default())?;
@@ -161,8 +161,8 @@ mod tests {
     fn a_node_that_lost_its_promises_does_not_run() {
         // INV-FENCED: it may have sealed.
         let dir = tempfile::tempdir().expect("a directory");
-        let open = |belongs| PromiseFile::open(Arc::new(RealFiles), dir.path(), belongs).map(|file| file.get());
-        let Err(error) = open(true) else { panic!("nothing was promised before it belonged to a cluster") };
+        let open = |has_data| PromiseFile::open(Arc::new(RealFiles), dir.path(), has_data).map(|file| file.get());
+        let Err(error) = open(true) else { panic!("nobody knows what it has promised") };
         assert!(error.to_string().contains("start with an empty data directory"), "{error}");
         assert_eq!(open(false).expect("a new directory"), Promises::default());
         assert_eq!(open(true).expect("it is there from then on"), Promises::default());

@@ -26,7 +26,7 @@ use understudy_types::{Incarnation, SystemId};
 use understudy_wal::files::{Files, RealFiles};
 
 use crate::agent::seeding::Carried;
-use crate::agent::{Agent, AgentEnd, AgentParts};
+use crate::agent::{Agent, AgentEnd, AgentParts, Table};
 use crate::bootstrap;
 use crate::config::ServerConfig;
 use crate::confirmer::Confirmer;
@@ -34,7 +34,7 @@ use crate::damage;
 use crate::freshness::boot_ms;
 use crate::http::HttpPort;
 use crate::identity::{DataDir, random_u64};
-use crate::mesh::{BEAT_INTERVAL, EVENTS_MAX, Greeting, Me, MeshHandles, MeshService, Outgoing, Standing};
+use crate::mesh::{BEAT_INTERVAL, EVENTS_MAX, Greeting, Me, MeshEvent, MeshHandles, MeshService, Outgoing, Standing};
 use crate::promises::PromiseFile;
 use crate::services::{self, Places, ServiceParts};
 use crate::telemetry::collect::{Collector, CollectorParts};
@@ -132,9 +132,8 @@ struct Server {
     outgoing: watch::Sender<Outgoing>,
     standing: watch::Sender<Standing>,
     /// None once it lives.
-    promises: Option<PromiseFile>,
+    unborn: Option<(PromiseFile, mpsc::Receiver<MeshEvent>)>,
     mesh: MeshHandles,
-    events: mpsc::Receiver<crate::mesh::MeshEvent>,
     health: services::Health,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
     telemetry: Telemetry,
@@ -182,8 +181,7 @@ impl Server {
         let stop_serving = CancellationToken::new();
         let (outgoing, outgoing_rx) = watch::channel(Outgoing::default());
         // Before the port is served: what this node has promised binds its first answer to a beat.
-        let belongs = data_dir.identity().system_id != SystemId::default();
-        let promises = PromiseFile::open(Arc::clone(&files), data_dir.path(), belongs)?;
+        let promises = PromiseFile::open(Arc::clone(&files), data_dir.path(), data_dir.has_data())?;
         let promised = promises.get();
         let standing = watch::Sender::new(Standing {
             system_id: data_dir.identity().system_id,
@@ -263,9 +261,8 @@ impl Server {
             view,
             outgoing,
             standing,
-            promises: Some(promises),
+            unborn: Some((promises, events)),
             mesh,
-            events,
             health,
             serving,
             telemetry,
@@ -298,25 +295,27 @@ impl Server {
     async fn live(&mut self) -> Result<(), ServerError> {
         let stop = self.stop.clone();
         let mut control_failure = self.control.failure();
-        let cluster = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
-            cluster = self.belong() => cluster?,
-        };
-        let Some(promises) = self.promises.take() else {
+        let Some((promises, mut events)) = self.unborn.take() else {
             return Err(ServerError::Failed("it has lived already".to_owned()));
         };
         let mut carried = Carried::new(promises);
+        let cluster = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
+            () = hear(&mut events, &mut carried.table) => return Err(ServerError::Failed("the mesh ended".to_owned())),
+            cluster = self.belong() => cluster?,
+        };
         loop {
             let Opened { engine, held } = tokio::select! {
-                () = learn_voters(self.control.state(), &self.standing) => return Err(ServerError::Failed("raft ended".to_owned())),
                 () = stop.cancelled() => return Ok(()),
                 failure = first_failure(&mut control_failure) => return Err(ServerError::Failed(failure)),
+                () = learn_voters(self.control.state(), &self.standing) => return Err(ServerError::Failed("raft ended".to_owned())),
+                () = hear(&mut events, &mut carried.table) => return Err(ServerError::Failed("the mesh ended".to_owned())),
                 opened = self.open_engine(&cluster, &mut carried.promises) => opened?,
             };
             self.telemetry.watch(&engine);
             self.held = held;
-            match self.serve_until_replaced(engine, carried).await? {
+            match self.serve_until_replaced(engine, carried, &mut events).await? {
                 Some(next) => carried = next,
                 None => return Ok(()),
             }
@@ -324,7 +323,12 @@ impl Server {
     }
 
     /// One engine and its agent. Gives what the next ones go on with when the node was seeded; none when it stops.
-    async fn serve_until_replaced(&mut self, engine: Engine, carried: Carried) -> Result<Option<Carried>, ServerError> {
+    async fn serve_until_replaced(
+        &mut self,
+        engine: Engine,
+        carried: Carried,
+        events: &mut mpsc::Receiver<MeshEvent>,
+    ) -> Result<Option<Carried>, ServerError> {
         let mut control_failure = self.control.failure();
         let mut wal_failure = engine.wal().failure();
         let mut engine_failure = engine.failure();
@@ -347,7 +351,7 @@ impl Server {
             stop: self.stop.clone(),
         });
         let outcome = tokio::select! {
-            ended = agent.run(&mut self.events) => ended.map_err(|error| ServerError::Failed(error.to_string())),
+            ended = agent.run(events) => ended.map_err(|error| ServerError::Failed(error.to_string())),
             failure = first_failure(&mut control_failure) => Err(ServerError::Failed(failure)),
             failure = first_failure(&mut wal_failure) => Err(ServerError::Failed(failure)),
             failure = first_failure(&mut engine_failure) => Err(ServerError::Failed(failure)),
@@ -365,7 +369,7 @@ impl Server {
                 self.record_damage(&engine);
                 Ok(None)
             }
-            Ok(AgentEnd::Seeded(carried)) => self.swap(engine, *carried).await.map(Some),
+            Ok(AgentEnd::Seeded(carried)) => self.swap(engine, *carried, events).await.map(Some),
             Err(error) => {
                 self.record_damage(&engine);
                 Err(error)
@@ -375,7 +379,12 @@ impl Server {
 
     /// Closes the engine and puts the new data in its place, while the mesh goes on. If this fails or the process dies, the
     /// next start does it.
-    async fn swap(&mut self, engine: Engine, mut carried: Carried) -> Result<Carried, ServerError> {
+    async fn swap(
+        &mut self,
+        engine: Engine,
+        mut carried: Carried,
+        events: &mut mpsc::Receiver<MeshEvent>,
+    ) -> Result<Carried, ServerError> {
         self.upstream.clear_source();
         self.view.send_modify(|view| {
             view.engine = None;
@@ -408,7 +417,8 @@ impl Server {
                 outcome = &mut swapping => break outcome?,
                 // What was said last is said again: the others keep WAL for this node.
                 _ = again.tick() => self.outgoing.send_modify(|outgoing| outgoing.report_seq += 1),
-                Some(event) = self.events.recv() => carried.hear(&event),
+                () = learn_voters(self.control.state(), &self.standing) => return Err(ServerError::Failed("raft ended".to_owned())),
+                () = hear(events, &mut carried.table) => return Err(ServerError::Failed("the mesh ended".to_owned())),
             }
         }
         tracing::info!("the new data has taken the place of the old");
@@ -424,6 +434,14 @@ fn abort_on_panic() {
         report(panic);
         std::process::abort();
     }));
+}
+
+/// Takes in what the mesh hears while there is no agent: otherwise its queue fills, and this node answers no beat any more.
+/// Ends with the mesh.
+async fn hear(events: &mut mpsc::Receiver<MeshEvent>, table: &mut Table) {
+    while let Some(event) = events.recv().await {
+        table.handle(&event);
+    }
 }
 
 /// What failed for good, once something has.

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use understudy_control::Control;
-use understudy_core::command::{Command, Outcome, Rejection};
-use understudy_core::state::ClusterState;
+use understudy_core::command::{Command, Outcome};
+use understudy_core::state::{ClusterState, Member};
 use understudy_types::NodeId;
 
 /// Between two proposals. The state that they were planned against moves on, or Raft has no leader.
@@ -30,21 +30,40 @@ impl Tags {
     fn plan(self, me: NodeId, state: &ClusterState) -> Option<Command> {
         let member = state.members.get(&me)?;
         let has = Self { failover_priority: member.failover_priority, no_sync: member.no_sync };
-        let must_wait = state.election.is_some() || (self.no_sync && state.sync.members.contains(&me));
+        let is_listed = self.no_sync && state.sync.members.contains(&me);
+        let must_wait = state.election.is_some() || is_listed || self.leaves_nobody(me, state);
         let Self { failover_priority, no_sync } = self;
         let retag = Command::Retag { generation: state.generation, node: me, failover_priority, no_sync };
         (has != self && !must_wait).then_some(retag)
     }
 }
 
+impl Tags {
+    /// With them nobody could be promoted any more: Raft would refuse them, each time that they are proposed.
+    fn leaves_nobody(self, me: NodeId, state: &ClusterState) -> bool {
+        let could_be = |node: NodeId, member: &Member| {
+            let failover_priority = if node == me { self.failover_priority } else { member.failover_priority };
+            Member { failover_priority, ..member.clone() }.is_eligible()
+        };
+        !state.members.iter().any(|(node, member)| could_be(*node, member))
+    }
+}
+
 /// Keeps the cluster's tags of `me` what they are here, until `stop`.
 pub async fn keep(control: Control, me: NodeId, tags: Tags, stop: CancellationToken) {
     let mut states = control.state();
-    // Said once: it is proposed again and again.
-    let mut refused: Option<Rejection> = None;
+    let mut warned = false;
     loop {
-        let planned = tags.plan(me, &states.borrow_and_update().state);
-        let Some(command) = planned else {
+        let state = states.borrow_and_update().clone();
+        let leaves_nobody = tags.leaves_nobody(me, &state.state);
+        if leaves_nobody && !warned {
+            tracing::warn!(
+                ?tags,
+                "no other member could ever be promoted: the cluster keeps the tags that it has of this node"
+            );
+        }
+        warned = leaves_nobody;
+        let Some(command) = tags.plan(me, &state.state) else {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = states.changed() => if changed.is_err() { return } else { continue },
@@ -52,12 +71,6 @@ pub async fn keep(control: Control, me: NodeId, tags: Tags, stop: CancellationTo
         };
         match control.propose(command).await {
             Ok(Outcome::Applied { .. }) => tracing::info!(?tags, "the cluster has taken over the tags of this node"),
-            Ok(Outcome::Rejected { reason: reason @ Rejection::NobodyEligible { .. } }) => {
-                if refused.as_ref() != Some(&reason) {
-                    tracing::warn!(%reason, ?tags, "the cluster has other tags of this node, and those count");
-                    refused = Some(reason);
-                }
-            }
             Ok(Outcome::Rejected { reason }) => tracing::debug!(%reason, "the tags of this node are proposed again"),
             Err(error) => tracing::debug!(%error, "the tags of this node are proposed again"),
         }

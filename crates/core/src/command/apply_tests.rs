@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use understudy_types::{Incarnation, Lsn};
 
@@ -335,6 +337,19 @@ fn a_listed_node_is_not_tagged_no_sync() {
     let command = retag(&state, 2, 1, true);
     assert_applied(apply(&mut state, &command));
     assert!(rejected(&state, &set_sync_to(&state, list(&[2, 3], 1), &[])).contains("tagged no_sync"));
+}
+
+#[test]
+fn a_primary_is_counted_on_alone_while_nobody_is_waited_for() {
+    // INV-DURABLE: nobody else need have what it acknowledged.
+    let state = settled();
+    assert!(!state.counts_on_alone(id(1)));
+    for list in
+        [SyncList { members: BTreeSet::new(), ..state.sync.clone() }, SyncList { acks: 0, ..state.sync.clone() }]
+    {
+        let alone = ClusterState { sync: list, ..state.clone() };
+        assert!(alone.counts_on_alone(id(1)) && !alone.counts_on_alone(id(2)));
+    }
 }
 
 #[test]

@@ -157,7 +157,9 @@ impl View<'_> {
             .collect();
         let name = || self.state.name_of(primary.node);
         let refused = words.iter().filter(|(_, seen)| seen.report.primary_refused).count();
-        if is_majority(self.state, refused) {
+        // One that is still heard is not replaced by itself, again and again.
+        let serves = self.recent(primary.node).is_none() || self.another_could_lead(primary.node);
+        if is_majority(self.state, refused) && serves {
             return Some(Suspicion::Refused { primary: name(), voters: refused, of });
         }
         let unheard = words.iter().filter(|(voter, seen)| self.unheard_ms(*voter, seen) >= self.timeout_ms()).count();
@@ -167,6 +169,20 @@ impl View<'_> {
             of,
             timeout_ms: self.timeout_ms(),
         })
+    }
+
+    /// Whether somebody else could be promoted whom most voters can connect to.
+    fn another_could_lead(&self, primary: NodeId) -> bool {
+        let voters = self.state.voters();
+        let lost_by = |node: NodeId| {
+            let lost = |voter: &&NodeId| self.recent(**voter).is_some_and(|seen| seen.report.lost.contains(&node));
+            voters.iter().filter(lost).count()
+        };
+        let could = |node: NodeId| {
+            let is_well = |seen: &Observed| !seen.report.damaged && seen.report.stays_out.is_none();
+            node != primary && self.recent(node).is_some_and(is_well) && !is_majority(self.state, lost_by(node))
+        };
+        self.state.members.iter().any(|(node, member)| member.is_eligible() && could(*node))
     }
 
     /// How long `voter` has not heard the primary. Since its last beat time has passed for it too, but not more than

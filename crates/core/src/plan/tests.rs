@@ -126,6 +126,25 @@ fn a_primary_whose_connections_a_majority_lost_is_gone_at_once() {
 }
 
 #[test]
+fn a_primary_that_is_heard_and_lost_is_replaced_by_somebody_or_not_at_all() {
+    // Nobody gets a connection to n1, whose own beats come through. With no other candidate an election would end with n1,
+    // and the next would begin.
+    let refused = |number| move |world: World| world.report(number, |report| report.primary_refused = true);
+    let lost = || refused(3)(refused(2)(world()));
+    assert!(lost().suspicion().is_some());
+    let mut sources_only = lost();
+    for node in [2, 3] {
+        sources_only.state.members.get_mut(&id(node)).expect("a member").failover_priority = 0;
+    }
+    assert_eq!(sources_only.suspicion(), None);
+    assert!(sources_only.without(1).suspicion().is_some(), "one that is silent is gone, whoever is there");
+    let unwell = lost().report(2, |n2| n2.damaged = true).report(3, |n3| n3.stays_out = Some("a seed".to_owned()));
+    assert_eq!(unwell.suspicion(), None);
+    let all_lost = |report: &mut NodeReport| report.lost = [id(1), id(2), id(3)].into();
+    assert_eq!(lost().report(2, all_lost).report(3, all_lost).suspicion(), None);
+}
+
+#[test]
 fn complaints_about_the_old_primary_do_not_bring_down_the_new_one() {
     // n2 was just promoted; the others' last beats speak of n1.
     let mut after = world().without(1);

@@ -14,10 +14,17 @@ impl Agent {
     pub(super) async fn learn_voters(&self, was_voter: bool) {
         tracing::info!(voters = ?self.cluster.voters(), "the voters changed");
         self.publish_standing();
-        if !was_voter && self.cluster.voters().contains(&self.me.node_id) {
-            self.standing.send_modify(|standing| standing.grants.became_voter(boot_ms()));
+        if !was_voter {
+            self.count_as_having_granted();
         }
         self.confirmer.set_voters(self.cluster.voters()).await;
+    }
+
+    /// INV-LINEAR: a full lease, if this node votes.
+    pub(super) fn count_as_having_granted(&self) {
+        if self.cluster.voters().contains(&self.me.node_id) {
+            self.standing.send_modify(|standing| standing.grants.became_voter(boot_ms()));
+        }
     }
 
     /// On the Raft leader: one step at a time.

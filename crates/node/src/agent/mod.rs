@@ -50,7 +50,8 @@ use act::Done;
 use lead::Leading;
 use outage::Outage;
 use seeding::{Carried, Seeding};
-use table::{Change, Table};
+use table::Change;
+pub use table::Table;
 
 /// How often the agent looks without being told: timeouts are noticed this late at most.
 const TICK: Duration = Duration::from_millis(50);
@@ -379,8 +380,13 @@ impl Agent {
         let was_voter = self.cluster.voters().contains(&self.me.node_id);
         let voters_moved = new.voters_generation != self.cluster.voters_generation;
         self.cluster = Arc::new(new.clone());
-        // In this order: a new voter counts as having granted what the settings allow.
+        // In this order: a new voter counts as having granted what the settings allow, and so does one that an agent has just
+        // taken over: it may have become one while there was none.
+        let is_first = self.settings.is_none();
         self.learn_settings();
+        if is_first {
+            self.count_as_having_granted();
+        }
         if voters_moved {
             self.learn_voters(was_voter).await;
         }

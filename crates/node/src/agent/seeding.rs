@@ -111,7 +111,8 @@ pub struct Carried {
     /// Opened, or tried, by this process: never again (INV-ONE-PRIMARY).
     pub(super) opened: Option<TimelineId>,
     pub(super) failed_to_open: Option<TimelineId>,
-    pub(super) table: Table,
+    /// What is known of the others: heard on while there is no agent.
+    pub(crate) table: Table,
     pub(super) dialers: BTreeMap<NodeId, (String, CancellationToken)>,
     /// The WAL from here on is needed until the node streams.
     pub(super) seeded_from: Option<Lsn>,
@@ -128,11 +129,6 @@ impl Carried {
             dialers: BTreeMap::new(),
             seeded_from: None,
         }
-    }
-
-    /// While there is no agent: what the mesh hears is not lost.
-    pub fn hear(&mut self, event: &crate::mesh::MeshEvent) {
-        self.table.handle(event);
     }
 }
 

@@ -168,10 +168,11 @@ impl Sender {
             fetch_order: now.fetch_order.as_ref().map(convert::fetch_order_to_wire),
         };
         self.reported = now.report_seq;
-        if self.sent.len() == Self::UNANSWERED_MAX {
-            self.sent.remove(0);
-        }
-        self.sent.push(Sent { round: now.round, timeline: now.confirm_timeline, at_ms });
+        remember(
+            &mut self.sent,
+            Sent { round: now.round, timeline: now.confirm_timeline, at_ms },
+            Self::UNANSWERED_MAX,
+        );
         beats.send(beat).await.map_err(|_| tonic::Status::unavailable("the stream broke"))
     }
 
@@ -202,6 +203,20 @@ impl Sender {
     }
 }
 
+/// Adds a beat to those that are not answered yet, at most `max`. A round may go out more than once, and an answer counts from
+/// the first time: if that is forgotten, so is the whole round (INV-LINEAR: a lease would be counted from too late).
+fn remember(sent: &mut Vec<Sent>, beat: Sent, max: usize) {
+    if sent.len() < max {
+        sent.push(beat);
+        return;
+    }
+    let forgotten = sent[0].round;
+    sent.retain(|beat| beat.round != forgotten);
+    if beat.round != forgotten {
+        sent.push(beat);
+    }
+}
+
 /// Whether somebody said that nobody listens: at once, as opposed to a time-out.
 fn is_refused(error: &tonic::transport::Error) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
@@ -212,4 +227,24 @@ fn is_refused(error: &tonic::transport::Error) -> bool {
         source = cause.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_whose_first_beat_is_forgotten_is_forgotten_whole() {
+        // INV-LINEAR: its answer would be taken for one to the later beat.
+        let mut sent = Vec::new();
+        let rounds = |sent: &[Sent]| sent.iter().map(|beat| (beat.round, beat.at_ms)).collect::<Vec<_>>();
+        for (round, at_ms) in [(1, 0), (1, 99), (2, 100), (3, 120)] {
+            remember(&mut sent, Sent { round, timeline: TimelineId::FIRST, at_ms }, 3);
+        }
+        assert_eq!(rounds(&sent), [(2, 100), (3, 120)]);
+        for at_ms in [130, 140, 150] {
+            remember(&mut sent, Sent { round: 3, timeline: TimelineId::FIRST, at_ms }, 3);
+        }
+        assert_eq!(rounds(&sent), [(3, 120), (3, 130), (3, 150)], "the first one of a round is still the first");
+    }
 }

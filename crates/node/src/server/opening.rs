@@ -68,13 +68,17 @@ impl Server {
         };
         if let (true, Err(error)) = (damage, &opened) {
             // Before anybody repairs it: what this node confirmed once does not count until the cluster knows.
+            let promised = promises.get();
+            let before = promised.damaged.then_some(promised.damage_epoch);
             promises.mark_damaged()?;
+            let epoch = promises.get().damage_epoch;
             let has_others = cluster.members.iter().any(|(id, member)| *id != self.me.node_id && !member.witness);
             if has_others {
                 let data_dir = data_dir.to_owned();
+                self.wait_while_needed(&with_causes(error)).await?;
                 tracing::error!(%error, kept_in = %damage::damaged_dir(&data_dir).display(),
                     "the data of this node is damaged: it is set aside, and fetched again from another node");
-                let moved = tokio::task::spawn_blocking(move || damage::set_aside(&data_dir)).await;
+                let moved = tokio::task::spawn_blocking(move || damage::set_aside(&data_dir, before, epoch)).await;
                 moved.map_err(|error| ServerError::Failed(error.to_string()))??;
                 opened = self.try_open(cluster).await;
             }
@@ -82,6 +86,35 @@ impl Server {
         let opened = opened?;
         promises.log_made()?;
         Ok(opened)
+    }
+
+    /// The primary of a cluster that counts on nobody else has commits that nobody else has: its damaged data stays where it is,
+    /// for people, until somebody else leads (INV-DURABLE). What stands in the log of Raft may be newer than what is applied yet, so
+    /// a leader has to be heard first. This node goes on voting meanwhile.
+    async fn wait_while_needed(&self, found: &str) -> Result<(), ServerError> {
+        let (mut states, mut leadership) = (self.control.state(), self.control.leadership());
+        let me = self.me.node_id;
+        let mut said = false;
+        loop {
+            let alone = states.borrow_and_update().state.counts_on_alone(me);
+            let led = leadership.borrow_and_update().leader.is_some();
+            if led && !alone {
+                self.view.send_modify(|view| view.waiting_for = None);
+                return Ok(());
+            }
+            if alone && !said {
+                let path = self.data_dir.path().to_owned();
+                let why = ServerError::Damaged { path, found: found.to_owned() }.to_string();
+                tracing::error!(%why, "this node alone has everything that was acknowledged, and its data is damaged");
+                self.view.send_modify(|view| view.waiting_for = Some(why));
+                said = true;
+            }
+            let changed = tokio::select! {
+                changed = states.changed() => changed,
+                changed = leadership.changed() => changed,
+            };
+            changed.map_err(|_| ServerError::Failed("raft ended".to_owned()))?;
+        }
     }
 
     async fn try_open(&self, cluster: &ClusterState) -> Result<Opened, ServerError> {
