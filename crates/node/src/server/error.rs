@@ -72,9 +72,9 @@ pub enum ServerError {
     /// The WAL or the store does not open.
     #[error("{}", with_causes(.0))]
     Engine(#[from] OpenError),
-    /// The data was found damaged while an earlier process ran.
+    /// The data was found damaged, while an earlier process ran or now, and nobody else has it.
     #[error(
-        "the data in {path} was found damaged while the server ran: {found}; where no other node has it, nothing of it is touched: \
+        "the data in {path} was found damaged: {found}; where no other node has it, nothing of it is touched: \
          restore it from a backup"
     )]
     Damaged {
