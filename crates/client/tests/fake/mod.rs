@@ -73,6 +73,50 @@ pub struct Cluster {
     pub asked: watch::Receiver<u64>,
 }
 
+/// An address behind which another one answers: a load balancer, or a forwarded port. A connection stays with the address that
+/// was behind it when it was made. Must be made, and is served, in the runtime of the test.
+pub struct Forwarder {
+    address: String,
+    /// Where new connections go; none: they are closed at once.
+    to: Arc<Mutex<Option<String>>>,
+    /// Whoever listens here goes on until it changes.
+    reset: watch::Sender<()>,
+}
+
+impl Forwarder {
+    pub async fn start(to: Option<String>) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let (to, reset) = (Arc::new(Mutex::new(to)), watch::Sender::new(()));
+        let (target, resets) = (Arc::clone(&to), reset.subscribe());
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let Some(to) = target.lock().expect("the target").clone() else { continue };
+                let mut reset = resets.clone();
+                reset.mark_unchanged();
+                tokio::spawn(async move {
+                    let Ok(mut server) = tokio::net::TcpStream::connect(to).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        _ = reset.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { address, to, reset }
+    }
+
+    pub fn address(&self) -> String {
+        self.address.clone()
+    }
+
+    /// Breaks the connections, and makes new ones to `address`.
+    pub fn turn_to(&self, address: String) {
+        *self.to.lock().expect("the target") = Some(address);
+        self.reset.send_replace(());
+    }
+}
+
 struct Node {
     me: usize,
     world: Arc<Mutex<World>>,
