@@ -137,6 +137,11 @@ impl Locator {
         true
     }
 
+    /// Of the primary that is known; zero when none is, or when only a redirect told of it.
+    pub(crate) fn timeline(&self) -> u32 {
+        self.view.borrow().primary.as_ref().map_or(0, |primary| primary.timeline)
+    }
+
     /// Where the member `name` is reached; none when it never answered.
     pub(crate) fn reached(&self, name: &str) -> Option<String> {
         self.lock_reached().address(name).map(str::to_owned)

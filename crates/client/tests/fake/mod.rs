@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -49,6 +50,10 @@ struct NodeState {
     frozen: bool,
     /// It still believes this: that it is the primary of this timeline.
     stale: Option<u32>,
+    /// It sees none of the others.
+    cut_off: bool,
+    /// How long an answer of its status takes.
+    status_takes: Duration,
     scan_breaks_after: Option<usize>,
     /// What it answers the next reads with, instead of what it would.
     read_refusals: VecDeque<RpcError>,
@@ -79,7 +84,7 @@ pub struct Forwarder {
     address: String,
     /// Where new connections go; none: they are closed at once.
     to: Arc<Mutex<Option<String>>>,
-    /// Whoever listens here goes on until it changes.
+    /// Each connection is served until this changes.
     reset: watch::Sender<()>,
 }
 
@@ -176,6 +181,18 @@ impl Cluster {
     pub fn misses_everything(&self, node: usize) {
         let mut world = self.lock();
         world.nodes[node].stale = Some(world.timeline);
+    }
+
+    /// `node` misses everything, and says that it sees none of the others. They say that it does not stream.
+    pub fn cut_off(&self, node: usize) {
+        self.misses_everything(node);
+        self.lags(node);
+        self.lock().nodes[node].cut_off = true;
+    }
+
+    /// An answer of the status of `node` takes so long.
+    pub fn status_takes(&self, node: usize, time: Duration) {
+        self.lock().nodes[node].status_takes = time;
     }
 
     pub fn freeze(&self, node: usize) {
@@ -460,6 +477,8 @@ impl cluster_server::Cluster for Node {
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        let takes = self.world().await.nodes[self.me].status_takes;
+        tokio::time::sleep(takes).await;
         let world = self.world().await;
         self.asked.send_modify(|count| *count += 1);
         let (primary, timeline) = match world.nodes[self.me].stale {
@@ -472,10 +491,11 @@ impl cluster_server::Cluster for Node {
             name: name.clone(),
             address: world.advertised(index),
             role: if primary == Some(index) { "primary" } else { "standby" }.to_owned(),
-            state: match (primary == Some(index), world.nodes[index].lags) {
-                (true, _) => "running",
-                (false, true) => "catchup",
-                (false, false) => "streaming",
+            state: match (primary == Some(index), world.nodes[self.me].cut_off, world.nodes[index].lags) {
+                (true, _, _) => "running",
+                (false, true, _) => "unreachable",
+                (false, false, true) => "catchup",
+                (false, false, false) => "streaming",
             }
             .to_owned(),
             ..v1::MemberStatus::default()
