@@ -45,6 +45,7 @@ mod error;
 mod locate;
 mod nodes;
 mod options;
+mod reached;
 mod read;
 mod route;
 mod scan;

@@ -6,8 +6,8 @@
 //! What others say about the primary is not enough: after a crash they name the dead one for a while. A node whose
 //! timeline is below one that was heard of is not believed.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use understudy_rpc::v1;
 
 use crate::nodes::Nodes;
+use crate::reached::Reached;
 
 /// Between two questions to the same node while the primary is looked for.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -25,9 +26,6 @@ const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 /// A primary that says it is not writable is taken after all when no better one turned up for this long: it may
 /// take the commit at a lower level, and says precisely why not otherwise.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// For so long after a member answered at the address that it advertises, an answer of it elsewhere (a forwarded port, a load
-/// balancer) does not change where it is reached.
-const ADVERTISED_AGE_MAX: Duration = Duration::from_secs(5);
 /// Answers under way to the task.
 const ANSWERS_MAX: usize = 64;
 
@@ -55,16 +53,7 @@ pub(crate) struct Locator {
     /// Why there is no primary, for the error of a call that finds none.
     trouble: Mutex<String>,
     cluster: Mutex<Cluster>,
-    /// By the member's name in lower case. Beside the addresses that members advertise, because those may lead nowhere from
-    /// here: out of a network of containers, or through forwarded ports.
-    reached: Mutex<BTreeMap<String, Reached>>,
-}
-
-/// Where a member answered.
-#[derive(Debug, Clone)]
-struct Reached {
-    address: String,
-    at: Instant,
+    reached: Mutex<Reached>,
 }
 
 /// Which cluster the nodes belong to. A client serves one: a commit sent to another would be lost to its readers.
@@ -104,10 +93,10 @@ impl Locator {
         self.hunt.notify_one();
     }
 
-    /// The primary of `epoch` named another one.
-    pub(crate) fn redirect(&self, epoch: u64, name: String, address: &str) {
+    /// The primary of `epoch`, asked at `from`, named another one and its address.
+    pub(crate) fn redirect(&self, epoch: u64, from: &str, name: String, address: &str) {
         let Ok(advertised) = self.nodes.learn_one(address) else { return self.lost(epoch) };
-        let address = self.reached(&name).unwrap_or(advertised);
+        let address = self.lock_reached().redirected(from, &name, &advertised).to_owned();
         self.view.send_if_modified(|view| {
             if view.epoch != epoch {
                 return false;
@@ -148,26 +137,28 @@ impl Locator {
         true
     }
 
-    /// Where the member `name` answered; none when it never did.
+    /// Of the primary that is known; zero when none is, or when only a redirect told of it.
+    pub(crate) fn timeline(&self) -> u32 {
+        self.view.borrow().primary.as_ref().map_or(0, |primary| primary.timeline)
+    }
+
+    /// Where the member `name` is reached; none when it never answered.
     pub(crate) fn reached(&self, name: &str) -> Option<String> {
-        let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
-        reached.get(&name.to_ascii_lowercase()).map(|reached| reached.address.clone())
+        self.lock_reached().address(name).map(str::to_owned)
     }
 
     /// The node at `address` said who it is.
     fn note_reached(&self, address: &str, status: &v1::StatusResponse) {
-        let named = |member: &&v1::MemberStatus| member.name.eq_ignore_ascii_case(&status.answered_by);
-        let Some(member) = status.members.iter().find(named) else { return };
-        let (name, address, at) = (member.name.to_ascii_lowercase(), address.to_owned(), Instant::now());
-        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
-        // No more than there are members: names come and go.
-        reached.retain(|name, _| status.members.iter().any(|member| member.name.eq_ignore_ascii_case(name)));
-        let stays = reached.get(&name).is_some_and(|before| {
-            before.address == member.address && at.duration_since(before.at) < ADVERTISED_AGE_MAX
-        });
-        if address == member.address || !stays {
-            reached.insert(name, Reached { address, at });
-        }
+        let named = |name: &str| status.members.iter().find(|member| member.name.eq_ignore_ascii_case(name));
+        let Some(member) = named(&status.answered_by) else { return };
+        let addresses = self.nodes.addresses();
+        let mut reached = self.lock_reached();
+        reached.keep(|name| named(name).is_some(), &addresses);
+        reached.note(&member.name, &member.address, address, Instant::now());
+    }
+
+    fn lock_reached(&self) -> MutexGuard<'_, Reached> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why no primary was found last.

@@ -160,13 +160,13 @@ fn settle(locator: &Locator, progress: &mut Progress, target: Target, failed: Fa
     progress.note(&failed, &address, pause_max);
     match failed.next {
         Next::Reject(error) => return Some(error),
-        Next::Redirect { name, address } => {
+        Next::Redirect { name, address: named } => {
             // The first redirect is followed at once; nodes that name one another in a circle are slowed down.
             if progress.redirects == 0 {
                 progress.not_before = Instant::now();
             }
             progress.redirects += 1;
-            locator.redirect(epoch, name, &address);
+            locator.redirect(epoch, &address, name, &named);
         }
         Next::Find => locator.lost(epoch),
         Next::Pause => {}

@@ -76,6 +76,51 @@ impl Roster {
     }
 }
 
+/// What a round of asking has come to so far.
+#[derive(Debug, Default)]
+struct Heard {
+    asked: BTreeSet<String>,
+    /// Where some node said who it is.
+    answered: BTreeSet<String>,
+    /// Where the question came to nothing.
+    silent: BTreeSet<String>,
+    /// Of those who answered, in lower case.
+    names: BTreeSet<String>,
+    /// The word that counts most.
+    best: Option<v1::StatusResponse>,
+}
+
+impl Heard {
+    fn note(&mut self, address: String, status: v1::StatusResponse) {
+        self.answered.insert(address);
+        self.names.insert(status.answered_by.to_ascii_lowercase());
+        // Of several the primary's word counts most: it knows best who streams from it.
+        let rank = |status: &v1::StatusResponse| (status.timeline, is_primarys(status));
+        if self.best.as_ref().is_none_or(|best| rank(best) <= rank(&status)) {
+            self.best = Some(status);
+        }
+    }
+
+    /// Whether a later answer hardly changes who reads are sent to: a primary, of no earlier timeline than `timeline`, has
+    /// said who streams, all of them have answered, and none of the given endpoints can still say otherwise.
+    fn is_likely_to_stand(&self, seeds: &[String], timeline: u32) -> bool {
+        let Some(best) = &self.best else { return false };
+        let readers = Roster::of(best);
+        let has_answered = |reader: &Reader| self.names.contains(&reader.name.to_ascii_lowercase());
+        let is_settled = |seed: &String| self.answered.contains(seed) || self.silent.contains(seed);
+        is_primarys(best)
+            && best.timeline >= timeline
+            && !readers.is_empty()
+            && readers.iter().all(has_answered)
+            && seeds.iter().all(is_settled)
+    }
+}
+
+/// Whether the one who says this is the primary by its own word.
+fn is_primarys(status: &v1::StatusResponse) -> bool {
+    !status.primary.is_empty() && status.primary.eq_ignore_ascii_case(&status.answered_by)
+}
+
 /// Shared by all reads of a client.
 pub(crate) struct Spread {
     turn: AtomicUsize,
@@ -205,44 +250,44 @@ impl Spread {
     }
 
     /// Asks the nodes who streams, those too that are learnt from the answers, and takes the word of those with the latest
-    /// timeline. Done once all that stream by that word have answered somewhere, or nobody is left to answer.
+    /// timeline. Nobody is left out for being slow, or else a primary that was cut off and replaced, and answers first, would
+    /// be believed for good: it sees only itself. While there is no list at all, reads wait for this, so a word that is
+    /// likely to stand is given out before the round is over.
     async fn refresh(&self, locator: &Locator) {
         let mut round = FuturesUnordered::new();
-        let mut asked = BTreeSet::new();
-        let mut answered = BTreeSet::new();
-        let mut names = BTreeSet::new();
-        let mut best: Option<v1::StatusResponse> = None;
+        let mut heard = Heard::default();
         loop {
             for address in locator.nodes.addresses() {
-                if !self.is_quiet(locator, &address) && asked.insert(address.clone()) {
+                if !self.is_quiet(locator, &address) && heard.asked.insert(address.clone()) {
                     round.push(ask(locator, address));
                 }
             }
             let Some((address, answer)) = round.next().await else { break };
-            let Some(status) = answer else { continue };
-            locator.learn(&address, &status);
-            answered.insert(address);
-            names.insert(status.answered_by.to_ascii_lowercase());
-            // Of several the primary's word counts most: it knows best who streams from it.
-            let rank = |status: &v1::StatusResponse| (status.timeline, status.primary == status.answered_by);
-            if best.as_ref().is_none_or(|best| rank(best) <= rank(&status)) {
-                best = Some(status);
+            match answer {
+                Some(status) => {
+                    locator.learn(&address, &status);
+                    heard.note(address, status);
+                }
+                None => drop(heard.silent.insert(address)),
             }
-            let readers = best.as_ref().map(Roster::of).unwrap_or_default();
-            if !readers.is_empty() && readers.iter().all(|reader| names.contains(&reader.name.to_ascii_lowercase())) {
-                break;
+            let has_none = self.roster.borrow().asked_at.is_none();
+            if has_none && heard.is_likely_to_stand(locator.nodes.seeds(), locator.timeline()) {
+                self.publish(&heard);
             }
         }
-        drop(round);
-        self.keep_quiet(asked.difference(&answered).filter(|address| !locator.nodes.seeds().contains(address)));
+        self.keep_quiet(heard.silent.iter().filter(|address| !locator.nodes.seeds().contains(address)));
+        self.publish(&heard);
+        self.refreshing.store(false, Ordering::Release);
+    }
+
+    fn publish(&self, heard: &Heard) {
         self.roster.send_modify(|roster| {
             roster.asked_at = Some(Instant::now());
-            roster.answered = answered;
-            if let Some(status) = best {
-                roster.readers = Roster::of(&status);
+            roster.answered.clone_from(&heard.answered);
+            if let Some(status) = &heard.best {
+                roster.readers = Roster::of(status);
             }
         });
-        self.refreshing.store(false, Ordering::Release);
     }
 
     fn is_quiet(&self, locator: &Locator, address: &String) -> bool {

@@ -5,7 +5,7 @@ mod fake;
 
 use std::time::{Duration, Instant};
 
-use fake::{Cluster, Step};
+use fake::{Cluster, Forwarder, Step};
 use understudy_client::{Client, ClientError, Commit, Options, Scan};
 use understudy_rpc::error::{RpcError, UnknownWhy};
 
@@ -43,6 +43,24 @@ async fn a_redirect_is_followed() {
     let outcome = client.put("k", "2").await.expect("a commit");
     assert_eq!((outcome.node_id.get(), outcome.position.timeline.get()), (2, 2));
     assert_eq!(cluster.commits_at(0).len(), 2, "the old primary was tried once, and named the new one");
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed_to_a_balancer_behind_which_another_node_answers() {
+    let cluster = Cluster::start(2, Some(0));
+    let balancer = Forwarder::start(Some(cluster.address(1))).await;
+    let advertised = Forwarder::start(None).await;
+    cluster.advertises(1, &advertised.address());
+    let client = Client::connect(vec![balancer.address()], options(5_000)).await.expect("endpoints");
+    // So far the second node has answered behind the balancer only.
+    client.put("k", "1").await.expect("a commit");
+    balancer.turn_to(cluster.address(0));
+    advertised.turn_to(cluster.address(1));
+    cluster.promote(1);
+    let outcome = client.put("k", "2").await.expect("a commit");
+    assert_eq!((outcome.node_id.get(), outcome.position.timeline.get()), (2, 2));
+    let refused = cluster.commits_at(0).len() - 1;
+    assert!(refused <= 3, "the old primary was asked {refused} times, here and behind the balancer");
 }
 
 #[tokio::test]

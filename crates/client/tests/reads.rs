@@ -101,6 +101,43 @@ async fn an_endpoint_that_did_not_say_who_it_is_is_asked_when_no_other_answers()
     assert_eq!(cluster.gets_at(1), 1);
 }
 
+/// Three nodes, of which the first is cut off and answers at once, and the others have gone on, and take a little longer.
+fn with_a_stale_primary() -> Cluster {
+    let cluster = Cluster::start(3, Some(0));
+    cluster.cut_off(0);
+    cluster.promote(1);
+    for node in [1, 2] {
+        cluster.status_takes(node, Duration::from_millis(50));
+    }
+    cluster
+}
+
+#[tokio::test]
+async fn a_stale_primary_that_answers_first_is_not_believed() {
+    let cluster = with_a_stale_primary();
+    let client = Client::connect(cluster.addresses(), options(5_000)).await.expect("endpoints");
+    for _ in 0..4 {
+        client.read("k", ReadOptions::eventual()).await.expect("a read");
+    }
+    assert_eq!([0, 1, 2].map(|node| cluster.gets_at(node)), [0, 2, 2]);
+}
+
+#[tokio::test]
+async fn a_stale_primary_is_left_though_it_alone_was_given() {
+    let cluster = with_a_stale_primary();
+    cluster.stands_still(0);
+    let writer = Client::connect(vec![cluster.address(1)], options(5_000)).await.expect("endpoints").session();
+    writer.put("k", "v").await.expect("a commit");
+    let token = writer.token().expect("a token");
+
+    let client = Client::connect(vec![cluster.address(0)], options(3_000)).await.expect("endpoints");
+    let read = client.session().resume(token).get("k").await.expect("a read of one that is not stale");
+    assert_eq!(read.found.expect("a value").value, "v");
+    let before = cluster.gets_at(0);
+    client.read("k", ReadOptions::eventual()).await.expect("a read");
+    assert_eq!(cluster.gets_at(0), before);
+}
+
 #[tokio::test]
 async fn a_preference_is_kept_to() {
     let mut cluster = Cluster::start(3, Some(0));

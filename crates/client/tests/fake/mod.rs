@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -49,6 +50,10 @@ struct NodeState {
     frozen: bool,
     /// It still believes this: that it is the primary of this timeline.
     stale: Option<u32>,
+    /// It sees none of the others.
+    cut_off: bool,
+    /// How long an answer of its status takes.
+    status_takes: Duration,
     scan_breaks_after: Option<usize>,
     /// What it answers the next reads with, instead of what it would.
     read_refusals: VecDeque<RpcError>,
@@ -71,6 +76,50 @@ pub struct Cluster {
     runtimes: Vec<Option<Runtime>>,
     /// How many status calls the nodes have had.
     pub asked: watch::Receiver<u64>,
+}
+
+/// An address behind which another one answers: a load balancer, or a forwarded port. A connection stays with the address that
+/// was behind it when it was made. Must be made, and is served, in the runtime of the test.
+pub struct Forwarder {
+    address: String,
+    /// Where new connections go; none: they are closed at once.
+    to: Arc<Mutex<Option<String>>>,
+    /// Each connection is served until this changes.
+    reset: watch::Sender<()>,
+}
+
+impl Forwarder {
+    pub async fn start(to: Option<String>) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let (to, reset) = (Arc::new(Mutex::new(to)), watch::Sender::new(()));
+        let (target, resets) = (Arc::clone(&to), reset.subscribe());
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let Some(to) = target.lock().expect("the target").clone() else { continue };
+                let mut reset = resets.clone();
+                reset.mark_unchanged();
+                tokio::spawn(async move {
+                    let Ok(mut server) = tokio::net::TcpStream::connect(to).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        _ = reset.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { address, to, reset }
+    }
+
+    pub fn address(&self) -> String {
+        self.address.clone()
+    }
+
+    /// Breaks the connections, and makes new ones to `address`.
+    pub fn turn_to(&self, address: String) {
+        *self.to.lock().expect("the target") = Some(address);
+        self.reset.send_replace(());
+    }
 }
 
 struct Node {
@@ -132,6 +181,18 @@ impl Cluster {
     pub fn misses_everything(&self, node: usize) {
         let mut world = self.lock();
         world.nodes[node].stale = Some(world.timeline);
+    }
+
+    /// `node` misses everything, and says that it sees none of the others. They say that it does not stream.
+    pub fn cut_off(&self, node: usize) {
+        self.misses_everything(node);
+        self.lags(node);
+        self.lock().nodes[node].cut_off = true;
+    }
+
+    /// An answer of the status of `node` takes so long.
+    pub fn status_takes(&self, node: usize, time: Duration) {
+        self.lock().nodes[node].status_takes = time;
     }
 
     pub fn freeze(&self, node: usize) {
@@ -416,6 +477,8 @@ impl cluster_server::Cluster for Node {
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        let takes = self.world().await.nodes[self.me].status_takes;
+        tokio::time::sleep(takes).await;
         let world = self.world().await;
         self.asked.send_modify(|count| *count += 1);
         let (primary, timeline) = match world.nodes[self.me].stale {
@@ -428,10 +491,11 @@ impl cluster_server::Cluster for Node {
             name: name.clone(),
             address: world.advertised(index),
             role: if primary == Some(index) { "primary" } else { "standby" }.to_owned(),
-            state: match (primary == Some(index), world.nodes[index].lags) {
-                (true, _) => "running",
-                (false, true) => "catchup",
-                (false, false) => "streaming",
+            state: match (primary == Some(index), world.nodes[self.me].cut_off, world.nodes[index].lags) {
+                (true, _, _) => "running",
+                (false, true, _) => "unreachable",
+                (false, false, true) => "catchup",
+                (false, false, false) => "streaming",
             }
             .to_owned(),
             ..v1::MemberStatus::default()
