@@ -61,7 +61,7 @@ pub struct ServerConfig {
     pub log_level: String,
     /// Where the HTTP port listens; none for no such port.
     pub http_listen: Option<SocketAddr>,
-    /// Connections of the gRPC port, part of them kept for the members of the cluster.
+    /// Connections of the gRPC port, part of them kept for the members of the cluster and for operators.
     pub max_connections: usize,
     /// Where each value comes from that somebody gave, by the name of the setting; those of the cluster too.
     pub origins: BTreeMap<String, Origin>,

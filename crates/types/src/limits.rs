@@ -22,16 +22,23 @@ pub const QUEUE_COMMITS_MAX: usize = 65_536;
 pub const SCANS_MAX: usize = 256;
 /// Reads on one node that wait for a position.
 pub const WAITING_READS_MAX: usize = 4_096;
-/// Clients' requests in progress on one node.
-pub const REQUESTS_MAX: usize = 8_192;
+/// Clients' commits in progress on one node, requests with one and requests with a batch. They may wait for a standby.
+pub const COMMIT_REQUESTS_MAX: usize = 4_096;
+/// Clients' other requests in progress on one node. More than the reads that may wait for a position.
+pub const OTHER_REQUESTS_MAX: usize = 6_144;
 /// A request of at most so many bytes is a small one: the largest key with all that a read needs.
 pub const SMALL_REQUEST_BYTES_MAX: usize = 64 << 10;
-/// Small requests that one node holds, in bytes.
-pub const SMALL_REQUESTS_BYTES_MAX: usize = 64 << 20;
+/// Small requests to commit that one node holds, in bytes.
+pub const SMALL_COMMIT_REQUESTS_BYTES_MAX: usize = 64 << 20;
+/// Other small requests that one node holds, in bytes.
+pub const SMALL_OTHER_REQUESTS_BYTES_MAX: usize = 32 << 20;
 /// Larger requests that one node holds, in bytes.
 pub const LARGE_REQUESTS_BYTES_MAX: usize = 256 << 20;
 /// Requests in progress on one connection.
 pub const CONNECTION_REQUESTS_MAX: u32 = 256;
+
+// Reads that wait leave room for those that need not.
+const _: () = assert!(OTHER_REQUESTS_MAX > WAITING_READS_MAX + SCANS_MAX);
 
 /// How a bound is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +61,7 @@ pub struct Limit {
 }
 
 /// What of this users meet, for the documentation.
-pub const LIMITS: [Limit; 15] = [
+pub const LIMITS: [Limit; 17] = [
     Limit {
         what: "a key",
         most: Bound::Bytes(KEY_BYTES_MAX as u64),
@@ -87,14 +94,24 @@ pub const LIMITS: [Limit; 15] = [
         doc: "Whatever their size; as above",
     },
     Limit {
-        what: "requests in progress on a node",
-        most: Bound::Count(REQUESTS_MAX as u64),
-        doc: "Those of clients; operators have a share of their own. Beyond it `NODE_BUSY`, to be tried again",
+        what: "commits in progress on a node",
+        most: Bound::Count(COMMIT_REQUESTS_MAX as u64),
+        doc: "A batch is one; those that wait for a standby too. Beyond it `NODE_BUSY`, to be tried again",
     },
     Limit {
-        what: "bytes of requests of up to 64KiB that a node holds",
-        most: Bound::Bytes(SMALL_REQUESTS_BYTES_MAX as u64),
+        what: "other requests of clients in progress on a node",
+        most: Bound::Count(OTHER_REQUESTS_MAX as u64),
+        doc: "Reads and scans, which commits that wait do not hold up; operators have a share of their own. As above",
+    },
+    Limit {
+        what: "bytes of commits of up to 64KiB that a node holds",
+        most: Bound::Bytes(SMALL_COMMIT_REQUESTS_BYTES_MAX as u64),
         doc: "Until they are answered; as above",
+    },
+    Limit {
+        what: "bytes of other requests of up to 64KiB that a node holds",
+        most: Bound::Bytes(SMALL_OTHER_REQUESTS_BYTES_MAX as u64),
+        doc: "As above",
     },
     Limit {
         what: "bytes of larger requests that a node holds",

@@ -190,7 +190,7 @@ pub const SERVER_SETTINGS: [ServerSetting; 12] = [
         default: Some("2000"),
         bounds: "64 to 100000",
         also: None,
-        doc: "Connections to its gRPC port; a quarter of them, at most 256, are kept for the members of the cluster",
+        doc: "Connections to its gRPC port; a quarter of them, at most 256, are kept for the members of the cluster, and 8 for operators and health probes",
         set: |draft, text| connections(text).map(|number| draft.max_connections = number),
         get: |config| config.max_connections.to_string(),
     },

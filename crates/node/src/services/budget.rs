@@ -3,16 +3,22 @@
 //! A request announces its length in the five bytes before its message, and the decoder reserves that much at once; so that is what
 //! is counted, before the decoder sees it, until the request is answered.
 //!
-//! | what | limit | over it |
-//! |---|---|---|
-//! | requests in progress | [`Limits::requests`] | refused |
-//! | announced bytes of messages of at most [`SMALL_BYTES_MAX`] | [`Limits::small_bytes`] | refused |
-//! | announced bytes of larger ones | [`Limits::large_bytes`] | refused |
-//! | time for a message to arrive | [`Limits::arrival`], and its bytes at [`ARRIVAL_BYTES_PER_SECOND`] | given up |
+//! | what | of commits ([`COMMIT_PATHS`]) | of all else: reads, scans | over it |
+//! |---|---|---|---|
+//! | requests in progress | [`Limits::commits`] | [`Limits::others`] | refused |
+//! | announced bytes of messages of at most [`SMALL_BYTES_MAX`] | [`Limits::commits`] | [`Limits::others`] | refused |
+//! | announced bytes of larger ones | [`Limits::large_bytes`] | the same, together | refused |
+//! | time for a message to arrive | [`Limits::arrival`], and its bytes at [`ARRIVAL_BYTES_PER_SECOND`] | the same | given up |
 //!
 //! Refused is `NODE_BUSY`: nothing was done, and a moment later there is room. Small messages have a share of their own, so that reads
 //! and everyday commits go on while large ones fill theirs; and who announces much and sends nothing loses his share in time.
 //! What is committed is counted again by the sequencer, whose queue has a limit of its own.
+//!
+//! Commits have shares of their own, in number and in bytes, because they may wait long: with the standby gone each of them waits
+//! until it is released or `commit_deadline` is over, so that a moderate rate of them fills any share. A read takes none of theirs,
+//! and what can be answered at once is answered. The reads that may wait for a position are fewer than the share they are in
+//! ([`limits::WAITING_READS_MAX`]). What remains common is a connection: commits that wait on it count among its requests
+//! ([`limits::CONNECTION_REQUESTS_MAX`]), and the client keeps the rest back.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,31 +46,54 @@ const ARRIVAL_BYTES_PER_SECOND: usize = 128 << 10;
 /// Before a message: whether it is compressed, and its length.
 const HEADER_BYTES: usize = 5;
 
-/// How much is taken at a time.
+/// The requests that may wait for a standby. Their shares are not those of the others.
+const COMMIT_PATHS: [&str; 2] = ["/understudy.v1.Kv/Commit", "/understudy.v1.Kv/CommitBatch"];
+
+/// What requests of one kind may take at a time.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct Portion {
     /// In number. Each costs about 16 KiB, whatever it asks.
     pub requests: usize,
     /// For small messages.
     pub small_bytes: usize,
-    /// For others.
+}
+
+/// How much is taken at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// By commits, alone and in batches.
+    pub commits: Portion,
+    /// By everything else.
+    pub others: Portion,
+    /// For large messages of both.
     pub large_bytes: usize,
     /// How long every message may take to arrive, in addition to what its length needs.
     pub arrival: Duration,
 }
 
 impl Limits {
-    /// For what people and their tools ask.
+    /// For what people and their tools ask: no commits.
     pub fn for_operators() -> Self {
-        Self { requests: 512, small_bytes: 8 << 20, large_bytes: 32 << 20, ..Self::default() }
+        Self {
+            commits: Portion { requests: 0, small_bytes: 0 },
+            others: Portion { requests: 512, small_bytes: 8 << 20 },
+            large_bytes: 32 << 20,
+            ..Self::default()
+        }
     }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            requests: limits::REQUESTS_MAX,
-            small_bytes: limits::SMALL_REQUESTS_BYTES_MAX,
+            commits: Portion {
+                requests: limits::COMMIT_REQUESTS_MAX,
+                small_bytes: limits::SMALL_COMMIT_REQUESTS_BYTES_MAX,
+            },
+            others: Portion {
+                requests: limits::OTHER_REQUESTS_MAX,
+                small_bytes: limits::SMALL_OTHER_REQUESTS_BYTES_MAX,
+            },
             large_bytes: limits::LARGE_REQUESTS_BYTES_MAX,
             arrival: Duration::from_secs(10),
         }
@@ -86,6 +115,33 @@ impl Share {
     }
 }
 
+/// Which shares a request takes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Commit,
+    Other,
+}
+
+impl Kind {
+    fn of(path: &str) -> Self {
+        if COMMIT_PATHS.contains(&path) { Self::Commit } else { Self::Other }
+    }
+
+    fn requests(self) -> fn(&Budget) -> &Share {
+        match self {
+            Self::Commit => |budget| &budget.commits,
+            Self::Other => |budget| &budget.others,
+        }
+    }
+
+    fn small(self) -> fn(&Budget) -> &Share {
+        match self {
+            Self::Commit => |budget| &budget.small_commits,
+            Self::Other => |budget| &budget.small_others,
+        }
+    }
+}
+
 /// A part of a share, given back when it is dropped.
 #[derive(Debug)]
 struct Taken {
@@ -103,8 +159,10 @@ impl Drop for Taken {
 /// One for the clients of the whole process, one for its operators.
 #[derive(Debug)]
 pub struct Budget {
-    requests: Share,
-    small: Share,
+    commits: Share,
+    others: Share,
+    small_commits: Share,
+    small_others: Share,
     large: Share,
     arrival: Duration,
 }
@@ -113,17 +171,20 @@ impl Budget {
     /// Of these limits.
     pub fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self {
-            requests: Share::new(limits.requests, "requests are in progress"),
-            small: Share::new(limits.small_bytes, "bytes of small requests are held"),
+            commits: Share::new(limits.commits.requests, "commits are in progress"),
+            others: Share::new(limits.others.requests, "requests are in progress"),
+            small_commits: Share::new(limits.commits.small_bytes, "bytes of small commits are held"),
+            small_others: Share::new(limits.others.small_bytes, "bytes of small requests are held"),
             large: Share::new(limits.large_bytes, "bytes of large requests are held"),
             arrival: limits.arrival,
         })
     }
 
-    /// Bytes of requests that are held, small and large.
+    /// Bytes of requests that are held, of all kinds and sizes.
     #[cfg(test)]
     fn held_bytes(&self) -> usize {
-        self.small.taken.load(Ordering::Acquire) + self.large.taken.load(Ordering::Acquire)
+        let shares = [&self.small_commits, &self.small_others, &self.large];
+        shares.iter().map(|share| share.taken.load(Ordering::Acquire)).sum()
     }
 
     fn take(self: &Arc<Self>, share: fn(&Budget) -> &Share, amount: usize) -> Result<Taken, RpcError> {
@@ -135,12 +196,8 @@ impl Budget {
         }
     }
 
-    fn take_bytes(self: &Arc<Self>, bytes: usize) -> Result<Taken, RpcError> {
-        if bytes <= SMALL_BYTES_MAX {
-            self.take(|budget| &budget.small, bytes)
-        } else {
-            self.take(|budget| &budget.large, bytes)
-        }
+    fn take_bytes(self: &Arc<Self>, kind: Kind, bytes: usize) -> Result<Taken, RpcError> {
+        if bytes <= SMALL_BYTES_MAX { self.take(kind.small(), bytes) } else { self.take(|budget| &budget.large, bytes) }
     }
 }
 
@@ -182,13 +239,15 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let place = match self.budget.take(|budget| &budget.requests, 1) {
+        let kind = Kind::of(request.uri().path());
+        let place = match self.budget.take(kind.requests(), 1) {
             Ok(place) => place,
             Err(refusal) => return Either::Right(ready(Ok(Status::from(refusal).into_http()))),
         };
         let held: Held = Arc::new(Mutex::new(vec![place]));
         let counted = Counted {
             budget: Arc::clone(&self.budget),
+            kind,
             held: Arc::clone(&held),
             message_bytes_max: self.message_bytes_max,
             progress: Progress::Header { seen: 0, length: 0 },
@@ -219,6 +278,7 @@ enum Progress {
 #[derive(Debug)]
 struct Counted {
     budget: Arc<Budget>,
+    kind: Kind,
     held: Held,
     message_bytes_max: usize,
     progress: Progress,
@@ -262,7 +322,7 @@ impl Counted {
 
     fn announced(&mut self, length: usize) -> Result<(), Status> {
         if length <= self.message_bytes_max {
-            let taken = self.budget.take_bytes(length)?;
+            let taken = self.budget.take_bytes(self.kind, length)?;
             self.held.lock().unwrap_or_else(PoisonError::into_inner).push(taken);
             let slow = Duration::from_secs((length / ARRIVAL_BYTES_PER_SECOND) as u64);
             self.until += slow;

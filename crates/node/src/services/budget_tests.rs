@@ -187,33 +187,52 @@ async fn who_announces_and_does_not_send_loses_his_share() {
     let nothing = Incomplete { header: Some(Bytes::from_static(b"\0\0")), chunk: Bytes::new(), left: 0 };
     assert_eq!(send(channel, nothing).await.expect("a status").code(), Code::DeadlineExceeded);
     assert_eq!(budget.held_bytes(), 0);
-    assert_eq!(budget.requests.taken.load(Ordering::Acquire), 0);
+    assert_eq!(budget.commits.taken.load(Ordering::Acquire), 0);
+}
+
+fn reason(status: &Status) -> Option<Reason> {
+    RpcError::from_status(status).map(|error| error.reason)
 }
 
 #[tokio::test]
-async fn requests_in_progress_are_bounded() {
-    let (_budget, address) = served(Limits { requests: 2, ..Limits::default() }).await;
+async fn commits_that_wait_keep_no_read_waiting() {
+    let limits = Limits { commits: Portion { requests: 2, small_bytes: 1_000 }, ..Limits::default() };
+    let (budget, address) = served(limits).await;
     let channel = connect(&address).await;
     let chunk = Bytes::from_static(b"x");
     let waiting: Vec<_> =
-        (0..2).map(|_| tokio::spawn(send(channel.clone(), Incomplete::new(100, &chunk, 1)))).collect();
+        (0..2).map(|_| tokio::spawn(send(channel.clone(), Incomplete::new(500, &chunk, 1)))).collect();
+    // All that commits may hold is held, in number and in bytes.
+    until("the commits are there", || budget.held_bytes() == 1_000).await;
     let mut client = KvClient::new(channel);
-    let refusal = async {
-        loop {
-            if let Err(status) = client.get(v1::GetRequest::default()).await {
-                return status;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let status = tokio::time::timeout(Duration::from_secs(5), refusal).await.expect("a refusal");
-    assert_eq!(RpcError::from_status(&status).map(|error| error.reason), Some(Reason::NodeBusy), "{status:?}");
+    let status = client.commit(put(1)).await.expect_err("no place for a commit");
+    assert_eq!(reason(&status), Some(Reason::NodeBusy), "{status:?}");
+    assert!(status.message().contains("2 commits are in progress"), "{status:?}");
+    let status = client.commit_batch(v1::CommitBatchRequest::default()).await.expect_err("a batch is one too");
+    assert_eq!(reason(&status), Some(Reason::NodeBusy), "{status:?}");
+    let read = v1::GetRequest { key: Bytes::from_static(b"k"), ..v1::GetRequest::default() };
+    client.get(read).await.expect("a read");
+    let status = client.scan(v1::ScanRequest::default()).await.expect_err("this server has no scans");
+    assert_eq!(status.code(), Code::Unimplemented, "a scan is let in");
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    until("all is given back", || budget.held_bytes() == 0).await;
+    client.commit(put(1)).await.expect("there is room again");
+}
+
+#[tokio::test]
+async fn other_requests_are_bounded_and_keep_no_commit_waiting() {
+    let limits = Limits { others: Portion { requests: 0, small_bytes: 0 }, ..Limits::default() };
+    let (_budget, address) = served(limits).await;
+    let mut client = KvClient::new(connect(&address).await);
+    let status = client.get(v1::GetRequest::default()).await.expect_err("no place for a read");
+    assert_eq!(reason(&status), Some(Reason::NodeBusy), "{status:?}");
+    client.commit(put(1)).await.expect("a commit");
 }
 
 fn counted(budget: &Arc<Budget>) -> Counted {
     Counted {
         budget: Arc::clone(budget),
+        kind: Kind::Commit,
         held: Arc::default(),
         message_bytes_max: MESSAGE_BYTES_MAX,
         progress: Progress::Header { seen: 0, length: 0 },

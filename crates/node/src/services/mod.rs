@@ -113,7 +113,7 @@ pub async fn spawn<G: Greeting>(parts: ServiceParts<G>) -> (Health, JoinHandle<R
     let settings = settings::SettingsShell::new(parts.view.clone(), parts.control.clone(), parts.config);
     let changes = cluster::Changes { control: parts.control.clone(), settings };
     let cluster = cluster::ClusterService::new(parts.view, parts.confirmer, parts.upstream, changes);
-    // Of their own for operators: commits that wait for a standby may fill the other one, and somebody has to end their waits.
+    // Of their own for operators: clients may fill the other one, and somebody has to end the waits of commits.
     let (budget, operators) = (Budget::new(Limits::default()), Budget::new(Limits::for_operators()));
     let kv = v1::kv_server::KvServer::new(kv).max_decoding_message_size(REQUEST_BYTES_MAX);
     let cluster = v1::cluster_server::ClusterServer::new(cluster).max_decoding_message_size(OPERATOR_REQUEST_BYTES_MAX);

@@ -256,7 +256,7 @@ fn measured(out: &mut Exposition, instruments: &Instruments) {
 }
 
 fn connections(out: &mut Exposition, places: &Places) {
-    for (place, count) in ["ordinary", "newcomer", "member"].into_iter().zip(places.taken()) {
+    for (place, count) in ["ordinary", "newcomer", "member", "operator"].into_iter().zip(places.taken()) {
         out.count(&table::GRPC_CONNECTIONS, &[place], count as u64);
     }
     out.count(&table::GRPC_CONNECTIONS_MAX, &[], places.max() as u64);

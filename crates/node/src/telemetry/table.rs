@@ -96,9 +96,9 @@ metrics! {
     COMMIT_STAGE = Histogram "understudy_commit_stage_seconds" ["stage"] "How long each stage took: queue for each commit, append, flush, remote_flush, safe and apply for each batch of them.";
     READ_SECONDS = Histogram "understudy_read_seconds" ["consistency"] "From a read's arrival to its answer; of a scan until its position is known and, if asked for, confirmed.";
     GRPC_REQUESTS = Counter "understudy_grpc_requests_total" ["method", "code"] "Answered gRPC requests, by method and status; of a stream, the status with which it began.";
-    GRPC_CONNECTIONS = Gauge "understudy_grpc_connections" ["place"] "Open connections of the gRPC port, by place: ordinary, newcomer, member; the last two are in the reserve for members.";
-    GRPC_CONNECTIONS_MAX = Gauge "understudy_grpc_connections_max" [] "How many connections the gRPC port takes, the reserve for members among them.";
-    GRPC_REFUSED = Counter "understudy_grpc_connections_refused_total" ["why"] "Connections to the gRPC port that were closed unserved: full, displaced or not_a_member (all ordinary places were taken), silent.";
+    GRPC_CONNECTIONS = Gauge "understudy_grpc_connections" ["place"] "Open connections of the gRPC port, by place: ordinary, newcomer, member, operator; the last three are in places that clients cannot take.";
+    GRPC_CONNECTIONS_MAX = Gauge "understudy_grpc_connections_max" [] "How many connections the gRPC port takes, those kept for members and operators among them.";
+    GRPC_REFUSED = Counter "understudy_grpc_connections_refused_total" ["why"] "Connections to the gRPC port that were closed: displaced or not_a_member (all ordinary places were taken), silent.";
     HTTP_REFUSED = Counter "understudy_http_refused_total" [] "Connections to the HTTP port that were closed because too many were open.";
     TRACE_DROPPED = Counter "understudy_trace_dropped_total" ["what"] "Traced commits (mark) and spans (span) that were given up because too many waited.";
     TRACE_EXPORTS = Counter "understudy_trace_exports_total" ["result"] "Batches of spans that the collector took (ok) or did not (failed).";

@@ -1,14 +1,14 @@
 //! Accepts the connections of the gRPC port, as many as [`ServerConfig::max_connections`](crate::config::ServerConfig).
 //!
-//! Which connection gets a place, and how places are kept for the members of the cluster, is decided in [`places`]. Here a
-//! connection is given its place for as long as it is open, and closed
+//! Which connection gets a place, and how places are kept for the members of the cluster, for operators and for health probes, is
+//! decided in [`places`]. Here a connection is given its place for as long as it is open, and closed
 //!
-//! - when it has to give way to another, or no place is left at all,
+//! - when it has to give way to another,
 //! - when it has shown nothing of HTTP/2 within [`Times::preface`]: from then on HTTP/2's own pings, which the server
 //!   sends every ten seconds, prove that somebody is there,
-//! - when it is a newcomer in the reserve and has not turned out to be a member within [`Times::newcomer`].
+//! - when it is a newcomer and has not turned out to be a member or an operator within [`Times::newcomer`].
 //!
-//! A client's request over a connection in the reserve is answered with `NODE_BUSY` before anybody reads it, so that its
+//! A client's request over a connection without an ordinary place is answered with `NODE_BUSY` before anybody reads it, so that its
 //! user is told what is so. Each connection that was not served is counted (`understudy_grpc_connections_refused_total`), and
 //! logged at most every [`LOG_INTERVAL`].
 
@@ -33,7 +33,7 @@ use tower::{Layer, Service};
 use understudy_rpc::error::RpcError;
 
 use crate::telemetry::Telemetry;
-use places::{Place, Places};
+use places::{Asks, Place, Places};
 
 /// Between two lines of the log about connections that were not served.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -43,6 +43,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const PREFACE_BYTES: usize = 24;
 /// The services that only members use.
 const MEMBERS_SERVICES: [&str; 3] = ["/understudy.v1.Mesh/", "/understudy.v1.Raft/", "/understudy.v1.Replication/"];
+/// The services of operators and their tools, and of the probes of orchestrators and load balancers.
+const OPERATORS_SERVICES: [&str; 2] = ["/understudy.v1.Cluster/", "/grpc.health.v1.Health/"];
 /// Files that are not connections of this port: of the store, of both logs, of the HTTP port, of our own connections.
 const OTHER_FILES: u64 = 1024;
 
@@ -51,7 +53,7 @@ const OTHER_FILES: u64 = 1024;
 pub struct Times {
     /// Until HTTP/2's preface is there.
     pub preface: Duration,
-    /// In a place of the reserve, until it is known whether it is a member's.
+    /// Without an ordinary place, until it is known whether it is a member's or an operator's.
     pub newcomer: Duration,
 }
 
@@ -91,9 +93,7 @@ pub fn room_for(wanted: usize) -> usize {
 /// Why a connection was not served, or not any longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
-    /// All of the reserve belongs to members.
-    Full,
-    /// Another connection came, and this one had shown nothing of a member.
+    /// Another connection came, and this one had asked for nothing, or was the operator that had asked for nothing the longest.
     Displaced,
     /// A newcomer's time was over.
     NotAMember,
@@ -104,7 +104,6 @@ enum Why {
 impl Why {
     const fn as_str(self) -> &'static str {
         match self {
-            Self::Full => "full",
             Self::Displaced => "displaced",
             Self::NotAMember => "not_a_member",
             Self::Silent => "silent",
@@ -133,13 +132,14 @@ impl Shared {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         logged.since += 1;
         if logged.at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-            let [ordinary, newcomers, members] = self.places.taken();
+            let [ordinary, newcomers, members, operators] = self.places.taken();
             tracing::warn!(
                 why = why.as_str(),
                 closed = logged.since,
                 ordinary,
                 newcomers,
                 members,
+                operators,
                 max = self.places.max(),
                 "connections to the grpc port were closed: max_connections limits them"
             );
@@ -178,10 +178,7 @@ async fn next(listener: &TcpListener, shared: &Arc<Shared>) -> Connection {
             tracing::debug!(%error, "a connection was gone at once");
             continue;
         }
-        match shared.places.admit() {
-            Ok(place) => return Connection::new(stream, place, Arc::clone(shared)),
-            Err(places::Full) => shared.refused(Why::Full),
-        }
+        return Connection::new(stream, shared.places.admit(), Arc::clone(shared));
     }
 }
 
@@ -306,6 +303,17 @@ impl<S> Layer<S> for PlacedLayer {
     }
 }
 
+fn asks(path: &str) -> Asks {
+    let among = |services: &[&str]| services.iter().any(|service| path.starts_with(service));
+    if among(&MEMBERS_SERVICES) {
+        Asks::Member
+    } else if among(&OPERATORS_SERVICES) {
+        Asks::Operator
+    } else {
+        Asks::Client
+    }
+}
+
 /// A service whose connections have places.
 #[derive(Clone)]
 pub struct Placed<S> {
@@ -327,8 +335,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         if let Some(over) = request.extensions().get::<Over>() {
-            let of_member = MEMBERS_SERVICES.iter().any(|service| request.uri().path().starts_with(service));
-            if !over.shared.places.ask(&over.place, of_member) {
+            if !over.shared.places.ask(&over.place, asks(request.uri().path())) {
                 let refusal = RpcError::node_busy("the request", over.shared.places.max(), "connections are open");
                 return Either::Right(ready(Ok(Status::from(refusal).into_http())));
             }

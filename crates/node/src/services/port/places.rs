@@ -2,23 +2,29 @@
 //!
 //! ```text
 //! max_connections = 2000
-//! |------------------------- ordinary: 1744, for anybody -------------------------|--- reserve: 256 ---|
-//!                                                                                   newcomers, members
+//! |--------------------- ordinary: 1736, for anybody ---------------------|-- reserve: 256 --|- operators: 8 -|
+//!                                                                          newcomers, members
 //! ```
 //!
 //! - While there is an **ordinary** place, a new connection takes one, whoever it is.
-//! - Otherwise it is a **newcomer** in the reserve, and has a moment to make a request. One for a service that only members
-//!   use (beats, Raft, the streams of WAL and seeds) makes it a **member**, which stays. Any other takes an ordinary place if one
-//!   has come free, and is refused if not; a newcomer that asked for nothing, or was refused, is closed after that moment.
-//! - When the reserve is full, the newcomer that has waited longest gives way to the next. Only when all of the reserve belongs to
-//!   members is a connection refused outright.
+//! - Otherwise it is a **newcomer**, stands in what is free of the reserve and of the operators' places, and has a moment to make a
+//!   request ([`Asks`]). One for a service that only members use (beats, Raft, the streams of WAL and seeds) makes it a **member**, which
+//!   stays. One for the service of operators or for that of health probes makes it an **operator**. Any other takes an ordinary place
+//!   if one has come free, and is refused if not; a newcomer that asked for nothing, or was refused, is closed after that moment.
+//! - When there is nowhere to stand, the newcomer that has waited longest gives way to the next.
+//! - Members take the whole reserve at most, and nothing of the operators' places; beyond it they are refused.
+//! - Operators take all of their places but one at most, and nothing of the reserve. When they are full, the operator whose last
+//!   request is the longest ago gives way to the next: those too may be idle or leaked. The one that is left is where a newcomer can
+//!   stand even when members have all of the reserve, so that a connection is never refused before it could say what it wants.
 //!
 //! Why by what is asked for and not by where it comes from: clients may run on a member's machine, or come through the
 //! same address translation, and a member's address may be a name that resolves to many. Clients that are idle, that leak
-//! connections or reconnect without end, cannot keep a member out in this way: a member asks as soon as it is connected, and is
-//! displaced only by as many connections as the reserve has places between its connecting and its asking, in which case it
-//! comes again. Somebody who *pretends* to be a member can take the reserve. Nothing on this port can stop that as long as members
-//! do not show who they are; he could do worse by speaking Raft.
+//! connections or reconnect without end, cannot keep a member out in this way, nor an operator who has to see what is the matter, nor
+//! the probe of an orchestrator that would end a healthy primary: they ask as soon as they are connected, and are displaced only by
+//! as many connections as there are places for newcomers between their connecting and their asking, in which case they come again.
+//! Somebody who *pretends* to be a member can take the reserve. Nothing on this port can stop that as long as members
+//! do not show who they are; he could do worse by speaking Raft. Who pretends to be an operator displaces operators, each after
+//! it was served; a client that asks for its data over such a place is refused, and the first to give way.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -30,11 +36,29 @@ use tokio_util::sync::CancellationToken;
 const RESERVE_PART: usize = 4;
 /// ... and at most this: four connections of each of 63 other members.
 const RESERVE_MAX: usize = 256;
+/// The operators' places are this part of all, ...
+const OPERATORS_PART: usize = 8;
+/// ... at most this, ...
+const OPERATORS_MAX: usize = 8;
+/// ... and at least this: one for an operator, and one where a newcomer stands.
+const OPERATORS_MIN: usize = 2;
 
 const ORDINARY: u8 = 0;
 const NEWCOMER: u8 = 1;
 const MEMBER: u8 = 2;
-const GONE: u8 = 3;
+const OPERATOR: u8 = 3;
+const GONE: u8 = 4;
+
+/// Who uses what a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asks {
+    /// Members only.
+    Member,
+    /// Operators and their tools, orchestrators.
+    Operator,
+    /// Anybody.
+    Client,
+}
 
 /// The place of one connection.
 #[derive(Debug)]
@@ -65,16 +89,30 @@ impl Place {
     }
 }
 
-/// No place for a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Full;
-
 #[derive(Debug, Default)]
 struct Taken {
     ordinary: usize,
     members: usize,
     /// The one that has waited longest first.
     newcomers: VecDeque<Arc<Place>>,
+    /// The one whose last request is the longest ago first.
+    operators: VecDeque<Arc<Place>>,
+}
+
+impl Taken {
+    /// Takes it from where it waits, if it does.
+    fn forget(&mut self, place: &Arc<Place>) {
+        self.newcomers.retain(|other| !Arc::ptr_eq(other, place));
+        self.operators.retain(|other| !Arc::ptr_eq(other, place));
+    }
+}
+
+/// The first gives way.
+fn displace_first(waiting: &mut VecDeque<Arc<Place>>) {
+    if let Some(first) = waiting.pop_front() {
+        first.kind.store(GONE, Ordering::Release);
+        first.displaced.cancel();
+    }
 }
 
 /// All places of the port.
@@ -82,6 +120,8 @@ struct Taken {
 pub struct Places {
     ordinary_max: usize,
     reserve: usize,
+    /// With the one that no operator takes.
+    operators_places: usize,
     taken: Mutex<Taken>,
 }
 
@@ -89,63 +129,81 @@ impl Places {
     /// Of `max` connections.
     pub fn new(max: usize) -> Self {
         let reserve = (max / RESERVE_PART).min(RESERVE_MAX);
-        Self { ordinary_max: max - reserve, reserve, taken: Mutex::default() }
+        let operators_places = (max / OPERATORS_PART).clamp(OPERATORS_MIN, OPERATORS_MAX);
+        let ordinary_max = max.saturating_sub(reserve + operators_places);
+        Self { ordinary_max, reserve, operators_places, taken: Mutex::default() }
     }
 
     /// How many connections may be open.
     pub fn max(&self) -> usize {
-        self.ordinary_max + self.reserve
+        self.ordinary_max + self.reserve + self.operators_places
     }
 
-    /// How many are open: in ordinary places, newcomers, members in the reserve.
-    pub fn taken(&self) -> [usize; 3] {
+    /// How many are open: in ordinary places, newcomers, members in the reserve, operators in their places.
+    pub fn taken(&self) -> [usize; 4] {
         let taken = self.lock();
-        [taken.ordinary, taken.newcomers.len(), taken.members]
+        [taken.ordinary, taken.newcomers.len(), taken.members, taken.operators.len()]
     }
 
     /// A place for a new connection.
-    ///
-    /// # Errors
-    /// When all of the reserve belongs to members.
-    pub fn admit(&self) -> Result<Arc<Place>, Full> {
+    pub fn admit(&self) -> Arc<Place> {
         let mut taken = self.lock();
         if taken.ordinary < self.ordinary_max {
             taken.ordinary += 1;
-            return Ok(Place::new(ORDINARY));
+            return Place::new(ORDINARY);
         }
-        if taken.members + taken.newcomers.len() >= self.reserve {
-            let longest = taken.newcomers.pop_front().ok_or(Full)?;
-            longest.kind.store(GONE, Ordering::Release);
-            longest.displaced.cancel();
+        let settled = taken.members + taken.operators.len();
+        assert!(settled < self.reserve + self.operators_places, "one place is left for newcomers");
+        if settled + taken.newcomers.len() >= self.reserve + self.operators_places {
+            displace_first(&mut taken.newcomers);
         }
         let place = Place::new(NEWCOMER);
         taken.newcomers.push_back(Arc::clone(&place));
-        Ok(place)
+        place
     }
 
     /// A request came over this connection. False: it must be refused.
-    pub fn ask(&self, place: &Arc<Place>, of_member: bool) -> bool {
-        match (place.kind(), of_member) {
-            (ORDINARY, _) | (MEMBER, true) => return true,
-            (NEWCOMER, _) => {}
-            _ => return false,
+    pub fn ask(&self, place: &Arc<Place>, asks: Asks) -> bool {
+        if place.kind() == ORDINARY {
+            return true;
         }
         let mut taken = self.lock();
-        if !place.is_newcomer() {
-            return false;
+        match place.kind() {
+            ORDINARY => return true,
+            // What an operator asks over it takes no place.
+            MEMBER => return asks != Asks::Client,
+            NEWCOMER | OPERATOR => {}
+            _ => return false,
         }
-        let room = taken.ordinary < self.ordinary_max;
-        if !of_member && !room {
-            return false;
+        if taken.ordinary < self.ordinary_max {
+            taken.forget(place);
+            taken.ordinary += 1;
+            place.kind.store(ORDINARY, Ordering::Release);
+            return true;
         }
-        taken.newcomers.retain(|other| !Arc::ptr_eq(other, place));
-        let (kind, count) = match room {
-            true => (ORDINARY, &mut taken.ordinary),
-            false => (MEMBER, &mut taken.members),
-        };
-        *count += 1;
-        place.kind.store(kind, Ordering::Release);
-        true
+        match asks {
+            Asks::Member if taken.members < self.reserve => {
+                taken.forget(place);
+                taken.members += 1;
+                place.kind.store(MEMBER, Ordering::Release);
+                true
+            }
+            Asks::Operator => {
+                taken.forget(place);
+                if taken.operators.len() + 1 >= self.operators_places {
+                    displace_first(&mut taken.operators);
+                }
+                taken.operators.push_back(Arc::clone(place));
+                place.kind.store(OPERATOR, Ordering::Release);
+                true
+            }
+            Asks::Client if place.kind() == OPERATOR => {
+                taken.forget(place);
+                taken.operators.push_front(Arc::clone(place));
+                false
+            }
+            Asks::Member | Asks::Client => false,
+        }
     }
 
     /// The connection is closed.
@@ -154,7 +212,7 @@ impl Places {
         match place.kind.swap(GONE, Ordering::AcqRel) {
             ORDINARY => taken.ordinary -= 1,
             MEMBER => taken.members -= 1,
-            NEWCOMER => taken.newcomers.retain(|other| !Arc::ptr_eq(other, place)),
+            NEWCOMER | OPERATOR => taken.forget(place),
             _ => {}
         }
     }
@@ -170,60 +228,107 @@ mod tests {
 
     fn filled(max: usize) -> (Places, Vec<Arc<Place>>) {
         let places = Places::new(max);
-        let ordinary = (0..places.ordinary_max).map(|_| places.admit().expect("a place")).collect();
+        let ordinary = (0..places.ordinary_max).map(|_| places.admit()).collect();
         (places, ordinary)
     }
 
     #[test]
-    fn the_reserve_is_for_members() {
-        assert_eq!((Places::new(2000).ordinary_max, Places::new(2000).reserve), (1744, 256));
-        let (places, ordinary) = filled(64);
-        assert_eq!(places.taken(), [48, 0, 0]);
-        assert!(ordinary.iter().all(|place| places.ask(place, false) && places.ask(place, true)));
-        let (client, member) = (places.admit().expect("a place"), places.admit().expect("a place"));
-        assert!(!places.ask(&client, false), "all ordinary places are taken");
-        assert!(places.ask(&member, true));
-        assert!(!places.ask(&member, false), "the reserve is not for requests of clients");
-        assert_eq!(places.taken(), [48, 1, 1]);
-        // A newcomer takes an ordinary place that has come free.
-        places.release(&ordinary[0]);
-        assert!(places.ask(&client, false));
-        assert_eq!(places.taken(), [48, 0, 1]);
-        places.release(&member);
-        places.release(&member);
-        assert_eq!(places.taken(), [48, 0, 0]);
+    fn every_place_is_somebodys() {
+        let parts = |max| {
+            let places = Places::new(max);
+            assert_eq!(places.max(), max);
+            [places.ordinary_max, places.reserve, places.operators_places]
+        };
+        assert_eq!(parts(2000), [1736, 256, 8]);
+        assert_eq!(parts(64), [40, 16, 8]);
+        assert_eq!(parts(16), [10, 4, 2]);
     }
 
     #[test]
-    fn idle_connections_never_keep_a_member_out() {
+    fn the_reserve_is_for_members() {
+        let (places, ordinary) = filled(64);
+        assert_eq!(places.taken(), [40, 0, 0, 0]);
+        assert!(ordinary.iter().all(|place| places.ask(place, Asks::Client) && places.ask(place, Asks::Member)));
+        let (client, member) = (places.admit(), places.admit());
+        assert!(!places.ask(&client, Asks::Client), "all ordinary places are taken");
+        assert!(places.ask(&member, Asks::Member));
+        assert!(!places.ask(&member, Asks::Client), "the reserve is not for requests of clients");
+        assert!(places.ask(&member, Asks::Operator));
+        assert_eq!(places.taken(), [40, 1, 1, 0]);
+        // A newcomer takes an ordinary place that has come free.
+        places.release(&ordinary[0]);
+        assert!(places.ask(&client, Asks::Client));
+        assert_eq!(places.taken(), [40, 0, 1, 0]);
+        places.release(&member);
+        places.release(&member);
+        assert_eq!(places.taken(), [40, 0, 0, 0]);
+    }
+
+    #[test]
+    fn idle_connections_never_keep_a_member_or_an_operator_out() {
         let (places, _ordinary) = filled(64);
-        let mut members = 0;
+        let (mut members, mut operators) = (0, 0);
         for n in 0..1_000 {
-            let first = places.admit().expect("somebody gives way");
-            // Fewer than the reserve has places come between.
+            let first = places.admit();
+            // Fewer than there are places for newcomers come between.
             for _ in 0..3 {
-                places.admit().expect("somebody gives way");
+                places.admit();
             }
             if n % 100 == 0 {
-                assert!(places.ask(&first, true), "displaced at {n}");
+                assert!(places.ask(&first, Asks::Member), "displaced at {n}");
                 members += 1;
             }
-            let [ordinary, newcomers, in_reserve] = places.taken();
-            assert_eq!((ordinary, in_reserve), (48, members));
-            assert!(newcomers + in_reserve <= 16);
+            if n % 100 == 50 {
+                assert!(places.ask(&first, Asks::Operator), "displaced at {n}");
+                operators = 7.min(operators + 1);
+            }
+            let [ordinary, newcomers, in_reserve, in_operators] = places.taken();
+            assert_eq!((ordinary, in_reserve, in_operators), (40, members, operators));
+            assert!(newcomers + in_reserve + in_operators <= 24);
         }
     }
 
     #[test]
     fn who_waits_longest_gives_way_and_members_do_not() {
         let (places, _ordinary) = filled(64);
-        let newcomers: Vec<_> = (0..16).map(|_| places.admit().expect("a place")).collect();
-        let next = places.admit().expect("a place");
-        assert!(newcomers[0].displaced().is_cancelled() && !places.ask(&newcomers[0], true));
+        let newcomers: Vec<_> = (0..24).map(|_| places.admit()).collect();
+        let next = places.admit();
+        assert!(newcomers[0].displaced().is_cancelled() && !places.ask(&newcomers[0], Asks::Member));
         assert!(!newcomers[1].displaced().is_cancelled());
-        assert!(newcomers[1..].iter().chain([&next]).all(|place| places.ask(place, true)));
-        assert_eq!(places.admit().err(), Some(Full));
+        assert!(newcomers[1..17].iter().all(|place| places.ask(place, Asks::Member)));
+        assert!(!places.ask(&newcomers[17], Asks::Member), "the operators' places are not for members");
+        // Operators come all the same.
+        assert!(newcomers[18..].iter().chain([&next]).all(|place| places.ask(place, Asks::Operator)));
+        assert!(places.ask(&places.admit(), Asks::Operator));
+        assert!(newcomers[1..17].iter().all(|place| !place.displaced().is_cancelled()));
+        assert!(newcomers[17].displaced().is_cancelled(), "the last place to stand is the next one's");
+        assert_eq!(places.taken(), [40, 0, 16, 7]);
         places.release(&newcomers[0]);
-        assert_eq!(places.taken(), [48, 0, 16], "who was displaced is not counted twice");
+        assert_eq!(places.taken(), [40, 0, 16, 7], "who was displaced is not counted twice");
+    }
+
+    #[test]
+    fn operators_give_way_to_operators_only() {
+        let (places, ordinary) = filled(64);
+        let operators: Vec<_> = (0..7).map(|_| places.admit()).collect();
+        assert!(operators.iter().all(|place| places.ask(place, Asks::Operator)));
+        // Idle clients come and go.
+        let idle: Vec<_> = (0..100).map(|_| places.admit()).collect();
+        assert!(!places.ask(&idle[99], Asks::Client));
+        assert_eq!(places.taken(), [40, 17, 0, 7]);
+        // The first one asked again, and the third one is a client.
+        assert!(places.ask(&operators[0], Asks::Operator));
+        assert!(!places.ask(&operators[2], Asks::Client));
+        for (n, longest) in [2, 1, 3].into_iter().enumerate() {
+            assert!(!operators[longest].displaced().is_cancelled());
+            assert!(places.ask(&idle[90 + n], Asks::Operator));
+            assert!(operators[longest].displaced().is_cancelled() && !places.ask(&operators[longest], Asks::Operator));
+        }
+        assert!([0, 4, 5, 6].into_iter().all(|n| !operators[n].displaced().is_cancelled()));
+        // An ordinary place that has come free is for whoever asks.
+        places.release(&ordinary[0]);
+        assert!(places.ask(&operators[0], Asks::Client));
+        places.release(&operators[4]);
+        assert_eq!(places.taken(), [40, 14, 0, 5]);
     }
 }

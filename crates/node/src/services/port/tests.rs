@@ -5,6 +5,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use understudy_rpc::error::Reason;
 use understudy_rpc::v1;
 use understudy_rpc::v1::cluster_client::ClusterClient;
+use understudy_rpc::v1::kv_client::KvClient;
 use understudy_rpc::v1::mesh_client::MeshClient;
 use understudy_types::NodeId;
 
@@ -57,7 +58,7 @@ impl Port {
     }
 
     /// Until the server has taken note.
-    async fn wait(&self, what: &str, mut holds: impl FnMut([usize; 3]) -> bool) {
+    async fn wait(&self, what: &str, mut holds: impl FnMut([usize; 4]) -> bool) {
         let waited = tokio::time::timeout(Duration::from_secs(10), async {
             while !holds(self.places.taken()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -74,7 +75,7 @@ impl Port {
 /// Of a request of a member and of one of a client.
 async fn codes(channel: &Channel) -> (Code, tonic::Status) {
     let member = MeshClient::new(channel.clone()).identify(v1::IdentifyRequest {}).await.expect_err("no service");
-    let client = ClusterClient::new(channel.clone()).status(v1::StatusRequest {}).await.expect_err("no service");
+    let client = KvClient::new(channel.clone()).get(v1::GetRequest::default()).await.expect_err("no service");
     (member.code(), client)
 }
 
@@ -89,7 +90,7 @@ async fn a_thousand_idle_clients_do_not_keep_a_member_out() {
     let port = port(64).await;
     // They speak HTTP/2 and answer pings, so they stay.
     let mut clients = Vec::new();
-    for _ in 0..48 {
+    for _ in 0..40 {
         let channel = port.channel().await;
         assert_eq!(codes(&channel).await.1.code(), Code::Unimplemented);
         clients.push(channel);
@@ -105,20 +106,57 @@ async fn a_thousand_idle_clients_do_not_keep_a_member_out() {
     assert_eq!(refusal_reason, Some(Reason::NodeBusy), "{refusal:?}");
     assert!(refusal.message().contains("64 connections"), "{refusal:?}");
     // Everybody else in the reserve is closed, and the member stays for longer than a newcomer may.
-    port.wait("only the member is left in the reserve", |taken| taken == [48, 0, 1]).await;
+    port.wait("only the member is left in the reserve", |taken| taken == [40, 0, 1, 0]).await;
     tokio::time::sleep(TIMES.newcomer + TIMES.newcomer).await;
     assert_eq!(codes(&member).await.0, Code::Unimplemented);
-    assert_eq!(port.places.taken(), [48, 0, 1]);
+    assert_eq!(port.places.taken(), [40, 0, 1, 0]);
     for mut stream in idle {
         assert!(is_closed(&mut stream).await);
     }
     assert_eq!(port.refused(Why::Displaced) + port.refused(Why::NotAMember), 1_000);
-    assert!(port.refused(Why::Displaced) >= 1_000 - 17);
+    assert!(port.refused(Why::Displaced) >= 1_000 - 25);
     // The clients that were there first are served as ever; one that comes later is told, and let in once there is room.
     assert_eq!(codes(&clients[0]).await.1.code(), Code::Unimplemented);
     drop(clients.pop());
-    port.wait("a place has come free", |taken| taken[0] == 47).await;
+    port.wait("a place has come free", |taken| taken[0] == 39).await;
     assert_eq!(codes(&port.channel().await).await.1.code(), Code::Unimplemented);
+}
+
+/// Of an operator's request and of a health probe.
+async fn operators_codes(channel: &Channel) -> [Code; 2] {
+    let status = ClusterClient::new(channel.clone()).status(v1::StatusRequest {}).await.expect_err("no service");
+    let probe = tonic_health::pb::HealthCheckRequest::default();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
+    [status.code(), health.check(probe).await.expect_err("no service").code()]
+}
+
+#[tokio::test]
+async fn idle_clients_keep_no_operator_and_no_probe_out() {
+    const SERVED: [Code; 2] = [Code::Unimplemented; 2];
+    let port = port(64).await;
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        clients.push(port.channel().await);
+    }
+    port.wait("clients hold all ordinary places", |taken| taken == [40, 0, 0, 0]).await;
+    let operator = port.channel().await;
+    assert_eq!(operators_codes(&operator).await, SERVED);
+    assert_eq!(port.places.taken(), [40, 0, 0, 1]);
+    // It stays for longer than a newcomer may, and does not let a client in.
+    tokio::time::sleep(TIMES.newcomer + TIMES.newcomer).await;
+    assert_eq!(operators_codes(&operator).await, SERVED);
+    let (_, refusal) = codes(&port.channel().await).await;
+    assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal:?}");
+    // Probes that leak their connections keep the next one not out: the one that asked last the longest ago is closed.
+    let mut probes = Vec::new();
+    for n in 0..20 {
+        let probe = port.channel().await;
+        assert_eq!(operators_codes(&probe).await, SERVED, "probe {n}");
+        probes.push(probe);
+    }
+    port.wait("operators have their places and no more", |taken| taken[3] == 7).await;
+    assert_eq!(port.refused(Why::Displaced), 14);
+    assert_eq!(operators_codes(&probes[19]).await, SERVED);
 }
 
 #[tokio::test]
@@ -132,8 +170,8 @@ async fn who_shows_nothing_is_closed_and_who_answers_pings_stays() {
     assert!(is_closed(&mut silent).await && is_closed(&mut mute).await);
     assert_eq!(port.refused(Why::Silent), 1);
     tokio::time::sleep(TIMES.preface).await;
-    port.wait("only who is alive is left", |taken| taken == [1, 0, 0]).await;
+    port.wait("only who is alive is left", |taken| taken == [1, 0, 0, 0]).await;
     assert_eq!(codes(&alive).await.0, Code::Unimplemented);
     drop(alive);
-    port.wait("nobody is left", |taken| taken == [0, 0, 0]).await;
+    port.wait("nobody is left", |taken| taken == [0, 0, 0, 0]).await;
 }
