@@ -75,11 +75,13 @@ impl View {
         settled.then(|| primary.primary.clone())
     }
 
-    /// Whether the primary says that this node streams and is in the sync list, and the node agrees on the timeline.
+    /// Whether the primary says that this node streams and is in the sync list, and the node says the same of the stream and
+    /// the timeline. What the primary says alone may be of before the node was restarted: while Raft has no leader, the
+    /// list still has it.
     pub fn has_rejoined(&self, name: &str) -> bool {
         let Some(primary) = self.primary() else { return false };
-        let agrees = self.answer(name).is_some_and(|answer| answer.timeline == primary.timeline);
-        primary.writable && agrees && streams(primary, name) && is_listed(primary, name)
+        let agrees = |answer: &StatusResponse| answer.timeline == primary.timeline && streams(answer, name);
+        primary.writable && self.answer(name).is_some_and(agrees) && streams(primary, name) && is_listed(primary, name)
     }
 
     /// Why nobody can be promoted, as the node that decides says it; none while nothing is known to be missing.
@@ -197,6 +199,9 @@ mod tests {
         assert_eq!(View::new(answers.clone()).settled(&names, None), None);
         answers.remove("c");
         assert_eq!(View::new(answers.clone()).settled(&names, None), None);
-        assert!(View::new(answers).has_rejoined("b"));
+        assert!(View::new(answers.clone()).has_rejoined("b"));
+        // It has just been restarted; the primary still goes by what it said before.
+        answers.get_mut("b").expect("there").members[1].state = "startup".to_owned();
+        assert!(!View::new(answers).has_rejoined("b"));
     }
 }
