@@ -69,8 +69,14 @@ async fn outlive(cluster: &mut Cluster, tag: &str, values: usize) -> Result<()> 
     for name in ["n1", "n2"] {
         cluster.start_node(name)?;
     }
-    cluster.wait_for("a primary that takes writes", PATIENCE, |view| view.writable_primary()).await?;
-    Ok(())
+    // Else the seed might come from the primary, which has other files.
+    cluster.wait_for("n1 and n2 to be primary and standby", PATIENCE, primary_and_standby).await
+}
+
+fn primary_and_standby(view: &View) -> Option<()> {
+    let primary = view.writable_primary()?;
+    let standby = if primary == "n1" { "n2" } else { "n1" };
+    view.has_rejoined(standby).then_some(())
 }
 
 /// The figures of the last seed that was completed, from the log: total, reused, received.

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use understudy_core::observation::{NodeReport, NodeRole, SeedProgress, StreamState};
+use understudy_core::state::Member;
 use understudy_replication::WalFormat;
 use understudy_replication::seed::{SeedConfig, Seeded, SeedingStatus, seed, swap};
 use understudy_store::{RocksConfig, RocksStore, Store};
@@ -36,6 +37,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// Attempts in a row that a source gets when its stream breaks: what it has sent of its files is of no use to another.
 const ATTEMPTS_PER_SOURCE: u32 = 3;
+/// For how long a standby is waited for that may only just have started, before the primary is asked instead.
+const STANDBY_GRACE: Duration = Duration::from_secs(1);
 /// For how long what a node said it needs is kept for it after it was heard last.
 const NEEDED_FOR: Duration = Duration::from_secs(10);
 
@@ -50,11 +53,13 @@ pub struct Seeding {
     failures: BTreeMap<NodeId, u32>,
     failures_in_a_row: u32,
     retry_at: Instant,
+    /// The primary is left alone until then if a standby may yet be heard.
+    standbys_until: Instant,
     /// The new data is marked: it only has to be swapped in.
     complete: Option<Seeded>,
-    /// Said once: there is nobody to ask.
     /// The WAL from here on was needed by the last attempt; none before one knew.
     needed_from: Option<Lsn>,
+    /// Said once: there is nobody to ask.
     said_alone: bool,
 }
 
@@ -68,6 +73,7 @@ impl Seeding {
             failures: BTreeMap::new(),
             failures_in_a_row: 0,
             retry_at: Instant::now(),
+            standbys_until: Instant::now() + STANDBY_GRACE,
             complete: None,
             needed_from: None,
             said_alone: false,
@@ -154,6 +160,17 @@ fn sources<'a>(
     found.into_iter().map(|(_, _, node)| node).collect()
 }
 
+/// Whether there is a standby that could take the load from the primary once it is heard and streams.
+fn a_standby_may_come(
+    members: &BTreeMap<NodeId, Member>,
+    me: NodeId,
+    primary: NodeId,
+    failures: &BTreeMap<NodeId, u32>,
+) -> bool {
+    let failed = |node: &NodeId| failures.get(node).is_some_and(|count| *count >= ATTEMPTS_PER_SOURCE);
+    members.iter().any(|(node, member)| *node != me && *node != primary && !member.witness && !failed(node))
+}
+
 /// Opens the new store, to see that it is one, and marks the new data as that which counts. Blocks on IO.
 fn accept(data_dir: &Path, system_id: SystemId, seeded: &Seeded) -> Result<(), String> {
     let path = swap::new_store(data_dir);
@@ -203,6 +220,13 @@ impl Agent {
             return;
         };
         let Some(member) = members.get(&source) else { return };
+        let primary = self.cluster.primary().map(|entry| entry.node);
+        if primary == Some(source)
+            && now < seeding.standbys_until
+            && a_standby_may_come(members, self.me.node_id, source, &seeding.failures)
+        {
+            return;
+        }
         seeding.said_alone = false;
         let (status_tx, status) = watch::channel(SeedingStatus::default());
         (seeding.source, seeding.status) = (Some(source), Some(status.clone()));
@@ -337,6 +361,29 @@ mod tests {
         };
         change(&mut report);
         report_from_wire(&v1::Beat::default(), &report).expect("a role")
+    }
+
+    #[test]
+    fn the_primary_is_spared_while_a_standby_may_come() {
+        let member = |name: &str, witness| Member {
+            name: name.parse().expect("a name"),
+            address: "127.0.0.1:1".to_owned(),
+            voter: true,
+            witness,
+            failover_priority: 100,
+            no_sync: false,
+        };
+        let [me, primary, third] = [1, 2, 3].map(NodeId::new);
+        let may_come = |third_is_witness, failures: u32| {
+            let members =
+                [(me, member("n1", false)), (primary, member("n2", false)), (third, member("n3", third_is_witness))];
+            a_standby_may_come(&BTreeMap::from(members), me, primary, &BTreeMap::from([(third, failures)]))
+        };
+        assert!(may_come(false, 0) && may_come(false, ATTEMPTS_PER_SOURCE - 1));
+        assert!(!may_come(false, ATTEMPTS_PER_SOURCE), "it was asked, and failed");
+        assert!(!may_come(true, 0), "a witness has no data");
+        let two = BTreeMap::from([(me, member("n1", false)), (primary, member("n2", false))]);
+        assert!(!a_standby_may_come(&two, me, primary, &BTreeMap::new()));
     }
 
     #[test]
