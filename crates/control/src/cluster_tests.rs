@@ -10,7 +10,7 @@ use understudy_rpc::v1::{ElectRequest, ProposeRequest, RaftMessage};
 use understudy_types::{Generation, NodeId, SystemId, TimelineId};
 
 use crate::test_cluster::{PATIENCE, SYSTEM, TestCluster, TestNode, id, until};
-use crate::wire::{BallotRequest, Vote, decode, encode};
+use crate::wire::{BallotReply, BallotRequest, Vote, decode, encode};
 use crate::{Control, HandoverError, ProposeError, timing};
 
 fn begin_election(generation: u64) -> Command {
@@ -173,6 +173,70 @@ async fn one_of_three_that_has_led_for_a_while_hands_over_at_once() {
     until(&cluster.nodes[&to].control.leadership(), "the target leads", |seen| seen.i_am_leader).await;
     let outcome = cluster.nodes[&to].propose(begin_election(1)).await;
     assert_eq!(outcome, Outcome::Applied { generation: Generation::new(2) });
+}
+
+/// The library's own lease runs from a leader's election on.
+async fn leads_for_long(leader: &TestNode) {
+    let since = leader.control.core.leading_since.clone();
+    let long_enough = async {
+        while since.borrow().is_none_or(|since| since.elapsed() <= 2 * timing::ELECTION_TIMEOUT_MAX) {
+            tokio::time::sleep(timing::HEARTBEAT_INTERVAL).await;
+        }
+    };
+    timeout(PATIENCE, long_enough).await.expect("it leads for a while");
+}
+
+#[tokio::test]
+async fn a_candidate_that_hears_the_leader_is_elected_in_its_first_term() {
+    // It was frozen, say, and did not hear the leader for that long. It has the higher term already: to refuse it would leave nobody.
+    let cluster = TestCluster::bootstrapped(3).await;
+    let (leader, stands) = (cluster.leader().await, cluster.follower().await);
+    let before = cluster.nodes[&leader].control.leadership().borrow().term;
+    leads_for_long(&cluster.nodes[&leader]).await;
+    let stood = cluster.nodes[&stands].run(|control| async move { control.core.raft.trigger().elect().await }).await;
+    stood.expect("raft runs");
+    let other = |seen: &crate::Leadership| seen.leader.is_some_and(|now| now != leader);
+    let seen = until(&cluster.nodes[&stands].control.leadership(), "another leader", other).await;
+    assert_eq!((seen.leader, seen.term), (Some(stands), before + 1));
+}
+
+#[tokio::test]
+async fn a_leader_keeps_its_place_while_it_is_followed() {
+    // A follower that is heard, and hears nobody, stands: it has the whole log, a higher term, and needs one vote.
+    let mut cluster = TestCluster::bootstrapped(3).await;
+    let (leader, deaf) = (cluster.leader().await, cluster.follower().await);
+    let before = cluster.nodes[&leader].control.leadership().borrow().clone();
+    let metrics = cluster.nodes[&deaf].control.core.raft.data_metrics();
+    let last_log = metrics.borrow().last_log;
+    let ballot = BallotRequest::new(Vote::new(before.term + 10, deaf.get()), last_log);
+    let message = RaftMessage { payload: encode(&ballot), source_node_id: deaf.get(), ..vote_message(leader, SYSTEM) };
+    let mut client = client(&cluster.nodes[&leader]).await;
+    leads_for_long(&cluster.nodes[&leader]).await;
+    for _ in 0..3 {
+        let answer = client.vote(message.clone()).await.expect("an answer").into_inner();
+        let reply: BallotReply = decode(&answer.payload).expect("a ballot");
+        let reply = reply.expect("no failure");
+        assert!(!reply.vote_granted && reply.vote.is_committed(), "{reply:?}");
+    }
+    let after = cluster.nodes[&leader].control.leadership().borrow().clone();
+    assert!(after.i_am_leader && after.term == before.term, "{after:?}");
+
+    // Nobody follows it any more: then it grants what it would have granted.
+    let followers: Vec<NodeId> = cluster.nodes.keys().copied().filter(|node| *node != leader).collect();
+    for follower in followers {
+        cluster.stop(follower).await;
+    }
+    let granted = async {
+        loop {
+            let answer = client.vote(message.clone()).await.expect("an answer").into_inner();
+            let reply: BallotReply = decode(&answer.payload).expect("a ballot");
+            if reply.expect("no failure").vote_granted {
+                return;
+            }
+            tokio::time::sleep(timing::HEARTBEAT_INTERVAL).await;
+        }
+    };
+    timeout(PATIENCE, granted).await.expect("a vote");
 }
 
 #[tokio::test]

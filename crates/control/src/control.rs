@@ -53,6 +53,10 @@ pub(crate) struct Core {
     pub(crate) proposals: Semaphore,
     pub(crate) handing_over: Mutex<()>,
     pub(crate) leading_since: watch::Receiver<Option<Instant>>,
+    /// Up to when a majority followed this node at least; none when it does not lead, or nobody has followed yet.
+    pub(crate) followed: watch::Receiver<Option<Instant>>,
+    /// Whom this node, leading, has asked last to stand in its place, and when.
+    pub(crate) asked_to_stand: watch::Sender<Option<(NodeId, Instant)>>,
 }
 
 impl Core {
@@ -111,8 +115,9 @@ impl Control {
         let stopping = Arc::new(AtomicBool::new(false));
         let (leadership, leadership_seen) = watch::channel(Leadership::of(&raft.metrics().borrow()));
         let (leading_since, leading_since_seen) = watch::channel(None);
+        let (followed, followed_seen) = watch::channel(None);
         let (failure, failure_seen) = watch::channel(None);
-        let derived = Derived { leadership, leading_since, failure, stopping: Arc::clone(&stopping) };
+        let derived = Derived { leadership, leading_since, followed, failure, stopping: Arc::clone(&stopping) };
         tokio::spawn(derived.run(raft.metrics()));
 
         let core = Arc::new(Core {
@@ -126,6 +131,8 @@ impl Control {
             proposals: Semaphore::new(PROPOSALS_MAX),
             handing_over: Mutex::new(()),
             leading_since: leading_since_seen,
+            followed: followed_seen,
+            asked_to_stand: watch::Sender::new(None),
         });
         let aside = watch::Sender::new(false);
         tokio::spawn(leadership::stand_aside(Arc::clone(&core), aside.subscribe()));

@@ -1,8 +1,8 @@
 //! Raft leadership from this node to another.
 //!
 //! The library has no transfer of leadership; it is made of what there is. A voter refuses candidates for the
-//! length of a leader's lease after each message of the leader, and a leader itself refuses nobody once it has led
-//! for that long. So the target wins at once where its own vote and the leader's are a majority (three voters).
+//! length of a leader's lease after each message of the leader, and a leader itself, once it has led for that long, grants its vote to
+//! whom it has asked to stand. So the target wins at once where its own vote and the leader's are a majority (three voters).
 //! With more voters the leader first falls silent until their leases are over.
 //!
 //! A target that stands and loses has a higher term all the same and deposes the leader: it is asked only when it
@@ -96,6 +96,7 @@ impl Core {
         let mut client = self.network.client(to, &address).map_err(|status| unwilling(status.message().to_owned()))?;
         let request = Request::new(ElectRequest { source_node_id: self.me.get(), target_node_id: to.get() });
         let limit = timing::HANDOVER_ELECT_TIMEOUT;
+        self.asked_to_stand.send_replace(Some((to, Instant::now())));
         match timeout(limit, client.elect(request)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(status)) => Err(unwilling(status.message().to_owned())),

@@ -1,8 +1,14 @@
 //! Who leads Raft, as this node sees it, and the tasks that watch over it.
 //!
-//! Three things are derived from the library's metrics, which change with every message: [`Leadership`], which
-//! changes only when something that matters does; the failure that ends the process; and since when this node
-//! leads. Beside it runs the watch of a node that stands aside.
+//! Derived from the library's metrics, which change with every message: [`Leadership`], which changes only when something
+//! that matters does; the failure that ends the process; and since when this node leads, and is followed. Beside it
+//! runs the watch of a node that stands aside.
+//!
+//! A leader that is followed keeps its place against who does not hear it ([`keeps_its_place`]). The library's voters refuse other
+//! candidates for as long as they hear their leader, but its leader refuses nobody: with three voters, a node that the
+//! others hear and that hears nobody (behind a firewall that swallows what comes in) would win with the leader's own vote,
+//! and then decide by what it cannot hear. Who does hear the leader, and has stood, deposes it by its answer to the next
+//! heartbeat: so a ballot is held back for as long as that takes, and a node that was frozen is elected as before.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,13 +18,13 @@ use std::time::Duration;
 use openraft::ServerState;
 use openraft::error::Fatal;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use understudy_types::NodeId;
 
 use crate::control::Core;
 use crate::error::ControlError;
 use crate::timing;
-use crate::wire::Metrics;
+use crate::wire::{Ballot, BallotRequest, Metrics};
 
 /// What a node is in Raft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,6 +103,7 @@ impl Leadership {
 pub(crate) struct Derived {
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) leading_since: watch::Sender<Option<Instant>>,
+    pub(crate) followed: watch::Sender<Option<Instant>>,
     pub(crate) failure: watch::Sender<Option<Arc<ControlError>>>,
     /// Set by a stop that was asked for: its end is no failure.
     pub(crate) stopping: Arc<AtomicBool>,
@@ -112,6 +119,8 @@ impl Derived {
             }
             changed
         });
+        let unheard = metrics.millis_since_quorum_ack.filter(|_| next.i_am_leader).map(Duration::from_millis);
+        self.followed.send_replace(unheard.and_then(|unheard| Instant::now().checked_sub(unheard)));
         self.leadership.send_if_modified(|present| {
             let changed = *present != next;
             if changed {
@@ -146,6 +155,39 @@ impl Derived {
                 return self.fail("its task is gone".to_owned());
             }
         }
+    }
+}
+
+/// The refusal of `ballot` by a leader that a majority has followed within the length of a lease, and that its messages to the candidate
+/// do not depose; not of whom it asked to stand. None when the ballot is the library's to decide.
+pub(crate) async fn keeps_its_place(core: &Core, ballot: &BallotRequest) -> Option<Ballot> {
+    let candidate = ballot.vote.leader_id().voted_for().map(NodeId::new);
+    let within = |since: &Instant, limit: Duration| since.elapsed() <= limit;
+    let is_followed = core.followed.borrow().is_some_and(|until| within(&until, timing::ELECTION_TIMEOUT_MAX));
+    let asked = *core.asked_to_stand.borrow();
+    let was_asked = asked.is_some_and(|(target, since)| candidate == Some(target) && within(&since, timing::MAY_STAND));
+    if !is_followed || was_asked {
+        return None;
+    }
+    let deposed = core.followed.clone();
+    if timeout(timing::BALLOT_HELD_BACK, is_deposed(deposed)).await.is_ok() {
+        return None;
+    }
+    tracing::info!(
+        ?candidate,
+        term = ballot.vote.leader_id().get_term(),
+        "refused a candidate for raft leadership: this node leads, a majority follows it, and the candidate does not hear it"
+    );
+    let metrics = core.raft.metrics();
+    let vote = metrics.borrow().vote;
+    let last_log = core.raft.data_metrics().borrow().last_log;
+    Some(Ballot::new(vote, last_log, false))
+}
+
+/// Returns once this node does not lead any more.
+async fn is_deposed(mut followed: watch::Receiver<Option<Instant>>) {
+    if followed.wait_for(Option::is_none).await.is_err() {
+        tracing::debug!("raft has ended");
     }
 }
 

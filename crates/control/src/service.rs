@@ -21,10 +21,11 @@ use understudy_types::{NodeId, SystemId};
 
 use crate::control::Core;
 use crate::error::ProposeError;
-use crate::leadership::Leadership;
+use crate::leadership::{Leadership, keeps_its_place};
 use crate::timing;
 use crate::wire::{
-    AppendReply, AppendRequest, BallotRequest, ChunkRequest, LEADER_ADDRESS_KEY, LEADER_KEY, decode, encode,
+    AppendReply, AppendRequest, BallotReply, BallotRequest, ChunkRequest, LEADER_ADDRESS_KEY, LEADER_KEY, decode,
+    encode,
 };
 
 /// The service of one node.
@@ -163,7 +164,12 @@ impl Raft for RaftService {
     }
 
     async fn vote(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
-        let handler = |query: BallotRequest| async move { Ok(self.core.raft.vote(query).await) };
+        let handler = |query: BallotRequest| async move {
+            match keeps_its_place(&self.core, &query).await {
+                Some(refusal) => Ok::<BallotReply, Status>(Ok(refusal)),
+                None => Ok(self.core.raft.vote(query).await),
+            }
+        };
         self.handle(request, timing::CALL_TIMEOUT, handler).await
     }
 

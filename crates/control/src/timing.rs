@@ -62,6 +62,13 @@ pub(crate) const HANDOVER_CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// For the target to win once it was asked to stand.
 pub(crate) const HANDOVER_ELECT_TIMEOUT: Duration = Duration::from_millis(750);
 
+/// For how long a leader holds back the ballot of a candidate that should hear it: a heartbeat and its answer, and the pause
+/// before a node that could not be reached is tried again. Less than a candidate waits.
+pub(crate) const BALLOT_HELD_BACK: Duration = Duration::from_millis(500);
+
+/// For so long after it was asked to stand, the leader grants the target its vote: it may come to it late.
+pub(crate) const MAY_STAND: Duration = Duration::from_secs(3);
+
 /// For the log's database to be closed after a stop.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -106,5 +113,6 @@ mod tests {
         assert!(config.election_timeout_max >= 5 * config.heartbeat_interval * 3 / 2);
         assert!(STAND_ASIDE_MAX >= 3 * ELECTION_TIMEOUT_MAX);
         assert!(BACKOFF_MAX < ELECTION_TIMEOUT_MIN);
+        assert!(BACKOFF_MAX < BALLOT_HELD_BACK && BALLOT_HELD_BACK < ELECTION_TIMEOUT_MIN);
     }
 }

@@ -34,7 +34,8 @@ pub(crate) type StorageError = openraft::StorageError<u64>;
 pub(crate) type AppendRequest = AppendEntriesRequest<TypeConfig>;
 pub(crate) type AppendReply = Result<AppendEntriesResponse<u64>, RaftError<u64>>;
 pub(crate) type BallotRequest = VoteRequest<u64>;
-pub(crate) type BallotReply = Result<VoteResponse<u64>, RaftError<u64>>;
+pub(crate) type Ballot = VoteResponse<u64>;
+pub(crate) type BallotReply = Result<Ballot, RaftError<u64>>;
 pub(crate) type ChunkRequest = InstallSnapshotRequest<TypeConfig>;
 pub(crate) type ChunkReply = Result<InstallSnapshotResponse<u64>, RaftError<u64, InstallSnapshotError>>;
 
