@@ -1,4 +1,4 @@
-//! A store that is damaged where a start does not look: the node that comes across it ends, and its next start fetches the data
+//! A store or WAL that is damaged where a start does not look: the node that comes across it ends, and its next start fetches the data
 //! again from another node. A node without others refuses.
 
 use std::os::unix::fs::FileExt;
@@ -8,12 +8,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cluster_tests::cluster::{Cluster, Options, PATIENCE};
 use cluster_tests::view::View;
-use understudy_rpc::v1::Consistency;
+use understudy_rpc::v1::{Consistency, Durability};
 
-use crate::seeding::fill;
+use crate::seeding::{fill, fill_at};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const VALUES: usize = 20;
+/// More than a primary keeps of its WAL in memory.
+const MANY: usize = 100;
+const SEGMENT_BYTES: u64 = 1 << 20;
 const FOUND: &str = "damage-found";
 
 /// Flips a byte in the middle of the largest table file: in a block of values.
@@ -27,10 +30,14 @@ fn damage(data_dir: &Path) -> Result<()> {
     }
     let (size, path) = tables.into_iter().max().context("a table file")?;
     ensure!(size > 1 << 20, "{} has {size} bytes only", path.display());
-    let file = std::fs::File::options().read(true).write(true).open(&path)?;
+    flip_a_byte(&path, size / 2)
+}
+
+fn flip_a_byte(path: &Path, at: u64) -> Result<()> {
+    let file = std::fs::File::options().read(true).write(true).open(path)?;
     let mut byte = [0];
-    file.read_exact_at(&mut byte, size / 2)?;
-    file.write_all_at(&[byte[0] ^ 1], size / 2)?;
+    file.read_exact_at(&mut byte, at)?;
+    file.write_all_at(&[byte[0] ^ 1], at)?;
     Ok(())
 }
 
@@ -74,6 +81,88 @@ async fn a_standby_that_comes_across_a_bad_block_fetches_its_data_again() -> Res
     cluster.wait_settled().await?;
     ensure!(all(&cluster, "n3").await? == VALUES, "not all that was written is there");
     cluster.finish().await
+}
+
+/// Kills n3, has more written than a primary keeps in memory, damages what n3 needs of n1's WAL, and starts n3 again.
+async fn n3_needs_what_is_damaged(cluster: &mut Cluster) -> Result<String> {
+    cluster.kill9("n3")?;
+    fill(cluster, "damage", MANY).await?;
+    let needed = damage_what_n3_needs(cluster)?;
+    cluster.start_node("n3")?;
+    Ok(needed)
+}
+
+/// Flips a byte of n1's WAL a segment after the last that n3 has. Gives the segment's name.
+fn damage_what_n3_needs(cluster: &Cluster) -> Result<String> {
+    let last = last_segment(&cluster.data_dir("n3").join("wal"))?;
+    let (high, low) = (&last[..16], u64::from_str_radix(&last[16..], 16)?);
+    let needed = format!("{high}{:08X}", low + 2);
+    flip_a_byte(&cluster.data_dir("n1").join("wal").join(&needed), SEGMENT_BYTES / 2)?;
+    Ok(needed)
+}
+
+fn n1_is_primary(view: &View) -> Option<()> {
+    (view.writable_primary()? == "n1").then_some(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_seeded_past_a_damaged_wal_segment_of_the_primary() -> Result<()> {
+    // STR-4. The primary goes on: its store has what the segment said.
+    let mut options = Options::default().node("n1", &["--failover-priority", "1000"]);
+    options.segment_size = Some(SEGMENT_BYTES);
+    let mut cluster = Cluster::start(&options).await?;
+    cluster.wait_for("n1 to be the primary", PATIENCE, n1_is_primary).await?;
+    cluster.wait_settled().await?;
+    let needed = n3_needs_what_is_damaged(&mut cluster).await?;
+    cluster.wait_settled().await?;
+    let told = format!("requested WAL segment {needed} is damaged on this node");
+    ensure!(cluster.log("n3").contains(&told), "it was not told so\n{}", cluster.log_ends());
+    ensure!(cluster.log("n3").contains("the seed is complete"), "it was not seeded\n{}", cluster.log_ends());
+    cluster.wait_for("n1 to be the primary", PATIENCE, n1_is_primary).await?;
+    ensure!(all(&cluster, "n3").await? == MANY, "not all that was written is there");
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_on_the_sync_list_keeps_what_it_has_when_the_primarys_wal_is_damaged() -> Result<()> {
+    // INV-DURABLE: of what was acknowledged n3 may have one of two copies, and the other lies on a disk that was found bad.
+    let options = Options::default().node("n1", &["--failover-priority", "1000"]);
+    let mut options = options.sync("FIRST 1 (n3)", "required");
+    (options.segment_size, options.listed) = (Some(SEGMENT_BYTES), Some(1));
+    let mut cluster = Cluster::start(&options).await?;
+    cluster.wait_for("n1 to be the primary", PATIENCE, n1_is_primary).await?;
+    cluster.wait_settled().await?;
+    cluster.kill9("n3")?;
+    // At level local: n3, which has to acknowledge, is away.
+    fill_at(&cluster, "damage", MANY, Durability::Local).await?;
+    let needed = damage_what_n3_needs(&cluster)?;
+    cluster.start_node("n3")?;
+    let told = format!("WAL segment {needed} is damaged on this node");
+    let kept = |_: &View| cluster.log("n3").contains(&told).then_some(());
+    cluster.wait_for("n3 to be told", PATIENCE, kept).await?;
+    ensure!(!cluster.log("n3").contains("asking for a seed"), "n3 gave up what it had\n{}", cluster.log_ends());
+    // What lies there is not acknowledged yet. When n2 has it in n3's place, n1 has to apply it, and comes across the damage itself.
+    cluster.client("n2", ANSWER_TIMEOUT).set_settings(&[("synchronous_standby_names", "FIRST 1 (n2, n3, n1)")]).await?;
+    let status = cluster.wait_exit("n1").await?;
+    ensure!(!status.success(), "n1 ended as if all were well: {status}");
+    let found = std::fs::read_to_string(cluster.data_dir("n1").join(FOUND))?;
+    ensure!(found.contains(&needed), "{found}");
+    let took_over = |view: &View| view.writable_primary().filter(|primary| primary != "n1");
+    cluster.wait_for("another node to take over", PATIENCE, took_over).await?;
+    cluster.start_node("n1")?;
+    cluster.wait_settled().await?;
+    ensure!(!cluster.log("n3").contains("asking for a seed"), "n3 was seeded, though n2 has all of the WAL");
+    for name in cluster.names() {
+        ensure!(all(&cluster, &name).await? == MANY, "{name} has not all that was written");
+    }
+    cluster.finish().await
+}
+
+fn last_segment(wal: &Path) -> Result<String> {
+    let names = std::fs::read_dir(wal)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<Result<Vec<_>>>()?;
+    names.retain(|name| name.len() == 24);
+    names.into_iter().max().context("a segment")
 }
 
 #[tokio::test(flavor = "multi_thread")]

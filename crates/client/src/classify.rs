@@ -65,6 +65,7 @@ fn of_node(error: RpcError) -> Failed {
         | Reason::PositionTooOld
         | Reason::WrongCluster
         | Reason::WalRemoved
+        | Reason::WalDamaged
         | Reason::WrongNode => Next::Reject(error.clone()),
     };
     let position = position_of(&error);

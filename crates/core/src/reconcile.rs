@@ -64,7 +64,7 @@ pub struct NodeState {
     pub fetch_order: Option<FetchOrder>,
     /// The timeline that it was promoted to last and failed to open.
     pub failed_to_open: Option<TimelineId>,
-    /// The upstream that it followed last on the present timeline does not have the WAL that continues its own any more.
+    /// The upstream that it followed last on the present timeline has removed the WAL that continues its own, or finds it damaged.
     pub wal_gone: bool,
     /// Why it takes no part: it is being seeded, or waits for help; none when it does.
     pub stays_out: Option<String>,
@@ -247,7 +247,10 @@ fn follow(node: &NodeState, state: &ClusterState, promoted: &HistoryEntry) -> Op
         return stop_following(node);
     }
     if node.wal_gone {
-        let why = format!("the WAL that follows its own, which ends at {}, was removed upstream", node.wal_end.lsn);
+        let why = format!(
+            "the WAL that follows its own, which ends at {}, was removed upstream, or is damaged there",
+            node.wal_end.lsn
+        );
         return Some(NodeAction::Seed { why });
     }
     rejoin(node, state).or_else(|| Some(NodeAction::Follow { following, history: state.timeline_history() }))

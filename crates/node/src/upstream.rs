@@ -159,6 +159,34 @@ impl UpstreamHooks for Upstream {
         self.lock().members.contains(&node)
     }
 
+    fn seeds_past_damage(&self, standby: NodeId, at: Lsn) -> bool {
+        let (source, sync) = {
+            let state = self.lock();
+            (state.seed_source.clone(), state.served.as_ref().map(|served| served.sync.clone()))
+        };
+        let (Some(SeedSource { engine, .. }), Some(sync)) = (source, sync) else { return false };
+        let status = sync.status();
+        let rules = [Some(&status.list), status.change.as_ref().map(|change| &change.list)];
+        if rules.into_iter().flatten().any(|list| list.members.contains(&standby)) {
+            return false;
+        }
+        // A seed begins with the segment that it ends in.
+        let (size, visible) = (engine.wal().segment_size(), engine.visible().borrow().lsn);
+        if size.segment_of(at) >= size.segment_of(visible) {
+            return false;
+        }
+        // The next recovery must not need it either.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = engine.store().flush() {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the store is not flushed: the next start may need damaged WAL"
+                );
+            }
+        });
+        true
+    }
+
     fn connected(&self, standby: StandbyInfo) -> Option<ConnectionId> {
         let mut state = self.lock();
         let served = state.served.as_ref().filter(|served| served.timeline.history.latest() == standby.timeline)?;

@@ -218,9 +218,9 @@ pub enum Failure {
     /// The upstream is silent.
     #[error(transparent)]
     TimedOut(#[from] TimedOut),
-    /// The upstream has removed what comes next: only seeding helps. The text is its own, in PostgreSQL's words.
+    /// The upstream has removed what comes next, or what it has of it is damaged: only seeding helps. The text is its own.
     #[error("{reason}")]
-    WalRemoved {
+    WalGone {
         /// The name of the file that is gone.
         segment: String,
         /// The upstream's words.

@@ -50,8 +50,8 @@ pub struct ReceiverStatus {
     pub last_received: Option<Instant>,
     /// Why there is no stream; none while there is one, or before the first attempt ended.
     pub problem: Option<String>,
-    /// The segment that this node needs and its upstream has removed: it must be seeded. None while streaming may help.
-    pub wal_removed: Option<String>,
+    /// The segment that this node needs and its upstream has removed, or finds damaged: it must be seeded. None while streaming may help.
+    pub wal_gone: Option<String>,
 }
 
 impl Default for ReceiverStatus {
@@ -62,7 +62,7 @@ impl Default for ReceiverStatus {
             safe: Lsn::INVALID,
             last_received: None,
             problem: None,
-            wal_removed: None,
+            wal_gone: None,
         }
     }
 }
@@ -129,7 +129,7 @@ fn status_of<L: LogSink>(link: &Link<L>) -> ReceiverStatus {
         safe: link.receiver.upstream_safe(),
         last_received: link.data_at,
         problem: link.receiver.failure().map(ToString::to_string).or(waits),
-        wal_removed: link.receiver.wal_removed().map(str::to_owned),
+        wal_gone: link.receiver.wal_gone().map(str::to_owned),
     }
 }
 

@@ -230,9 +230,9 @@ impl<L: LogSink> Link<L> {
                 self.receiver.handle_connected(now_ms);
             }
             Err(NotOpened::Unreachable(reason)) => self.receiver.handle_connect_failed(reason, now_ms),
-            Err(NotOpened::Refused(status)) => match removed_segment(&status) {
+            Err(NotOpened::Refused(status)) => match gone_segment(&status) {
                 Some(segment) => {
-                    self.receiver.handle_wal_removed(segment, status.message().to_owned(), now_ms);
+                    self.receiver.handle_wal_gone(segment, status.message().to_owned(), now_ms);
                 }
                 None => self.receiver.handle_connect_failed(describe(&status), now_ms),
             },
@@ -254,9 +254,9 @@ impl<L: LogSink> Link<L> {
             },
             Ok(None) => None,
             Err(status) => {
-                if let Some(segment) = removed_segment(&status) {
+                if let Some(segment) = gone_segment(&status) {
                     self.inbound = None;
-                    return self.receiver.handle_wal_removed(segment, status.message().to_owned(), now_ms);
+                    return self.receiver.handle_wal_gone(segment, status.message().to_owned(), now_ms);
                 }
                 Some(describe(&status))
             }
@@ -303,9 +303,10 @@ async fn open(
     Ok(Box::new(Opened { channel, outbound, inbound }))
 }
 
-/// The segment that the upstream says it has removed; none when it says something else.
-fn removed_segment(status: &tonic::Status) -> Option<String> {
-    let error = RpcError::from_status(status).filter(|error| error.reason == Reason::WalRemoved)?;
+/// The segment that the upstream says it has removed, or finds damaged; none when it says something else.
+fn gone_segment(status: &tonic::Status) -> Option<String> {
+    let gone = |error: &RpcError| matches!(error.reason, Reason::WalRemoved | Reason::WalDamaged);
+    let error = RpcError::from_status(status).filter(gone)?;
     Some(error.get("segment").unwrap_or_default().to_owned())
 }
 

@@ -231,20 +231,20 @@ impl WalReceiver {
         }
     }
 
-    /// The upstream refuses, or ends the stream, because it has removed what comes next.
-    pub fn handle_wal_removed(&mut self, segment: String, reason: String, now_ms: u64) {
+    /// The upstream refuses, or ends the stream, because it does not have (any more) what comes next.
+    pub fn handle_wal_gone(&mut self, segment: String, reason: String, now_ms: u64) {
         match self.phase {
             Phase::Connecting | Phase::Handshake | Phase::Open { .. } => {
-                self.fail(Failure::WalRemoved { segment, reason }, now_ms);
+                self.fail(Failure::WalGone { segment, reason }, now_ms);
             }
             Phase::Pause { .. } | Phase::AwaitHistory { .. } | Phase::Switching { .. } | Phase::Done => {}
         }
     }
 
-    /// The name of the segment that the upstream has removed and this node needs; none as long as streaming may help.
-    pub fn wal_removed(&self) -> Option<&str> {
+    /// The name of the segment that this node needs and the upstream has removed, or finds damaged; none as long as streaming may help.
+    pub fn wal_gone(&self) -> Option<&str> {
         match &self.failure {
-            Some(Failure::WalRemoved { segment, .. }) => Some(segment),
+            Some(Failure::WalGone { segment, .. }) => Some(segment),
             Some(_) | None => None,
         }
     }

@@ -20,8 +20,8 @@ use tonic::{Status, Streaming};
 use understudy_engine::Mark;
 use understudy_rpc::error::RpcError;
 use understudy_rpc::v1;
-use understudy_types::{Lsn, NodeId};
-use understudy_wal::{Chunk, Decoder, WalError, WalReader};
+use understudy_types::{Lsn, NodeId, SegmentSize};
+use understudy_wal::{Chunk, Decoder, Wal, WalError, WalReader};
 
 use crate::hooks::{ConnectionId, UpstreamHooks};
 use crate::link::{moved, next_look, since_ms, until};
@@ -32,6 +32,11 @@ use crate::serve::Admission;
 /// How long the last message of a stream may wait for a standby that does not read; not at all for one that has
 /// connected again, which waits for this stream to end.
 const LAST_MESSAGE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Before a standby is told that the WAL which it needs is damaged.
+const DAMAGE_PAUSE: Duration = Duration::from_secs(1);
+/// Read at a time, where only the ends of records are looked for.
+const CHECK_BYTES_MAX: usize = 1 << 20;
 
 type Outbound = mpsc::Sender<Result<v1::FromUpstream, Status>>;
 
@@ -81,8 +86,13 @@ pub(crate) struct Session<H: UpstreamHooks> {
     pub(crate) reader: Option<WalReader>,
     /// Checks that the standby's end is the end of a record here; none once it was found so.
     pub(crate) first_record: Option<Decoder>,
-    /// None for a fetch, which is no standby.
+    /// None for a fetch, which is no standby, and for a standby that is still on an ancestor timeline.
     pub(crate) registration: Option<Registration<H>>,
+    pub(crate) fetches: bool,
+    pub(crate) hooks: Arc<H>,
+    /// Where the reader reads.
+    pub(crate) wal: Wal,
+    pub(crate) segment_size: SegmentSize,
     pub(crate) appended: watch::Receiver<Lsn>,
     pub(crate) safe: watch::Receiver<Lsn>,
     pub(crate) admission: Admission,
@@ -219,7 +229,7 @@ impl<H: UpstreamHooks> Session<H> {
             Transmit::Stopping { reason } => FromUpstream::Stopping { reason },
             Transmit::Read { from, upto, bytes_max } => {
                 let read_began = std::time::Instant::now();
-                let chunk = self.read(upto, bytes_max).await.map_err(|error| self.unreadable(from, upto, error))?;
+                let chunk = self.read_surely(from, upto, bytes_max).await?;
                 let Some(chunk) = chunk else {
                     return Err(Status::internal(format!("there is no whole record from {from} to {upto}")));
                 };
@@ -240,12 +250,60 @@ impl<H: UpstreamHooks> Session<H> {
         let Some(decoder) = self.first_record.take() else { return Ok(()) };
         match decoder.decode(chunk.start, &chunk.bytes).next() {
             Some(Ok(_)) => Ok(()),
-            Some(Err(error)) => Err(Status::failed_precondition(format!(
-                "the standby's WAL ends at {}, where no record ends in this node's ({error}): it is not a prefix of this node's",
-                chunk.start
-            ))),
+            Some(Err(error)) => Err(not_a_prefix(chunk.start, &error)),
             None => Err(Status::internal(format!("there is no record at {}", chunk.start))),
         }
+    }
+
+    /// What is found damaged is read once more, from files that are opened anew, before anything follows from it.
+    async fn read_surely(&mut self, from: Lsn, upto: Lsn, bytes_max: usize) -> Result<Option<Chunk>, Status> {
+        let mut read = self.read(upto, bytes_max).await;
+        if matches!(&read, Err(Unreadable::Wal(found)) if is_corrupt(found)) {
+            self.reader = Some(self.wal.reader(from));
+            read = self.read(upto, bytes_max).await;
+        }
+        match read {
+            Ok(chunk) => Ok(chunk),
+            Err(Unreadable::Wal(found)) if is_corrupt(&found) && !self.fetches => Err(self.damaged(from, *found).await),
+            Err(error) => Err(self.unreadable(from, upto, error)),
+        }
+    }
+
+    /// What a standby is told that needs WAL which is damaged here.
+    async fn damaged(&self, from: Lsn, found: WalError) -> Status {
+        let standby = self.standby;
+        let WalError::Corrupt { segment, lsn: at, expected, found: there } = &found else {
+            return Status::internal(found.to_string());
+        };
+        let why = format!("expected {expected}, found {there}");
+        // It asks again at once, and each time this is found out anew.
+        tokio::select! {
+            () = tokio::time::sleep(DAMAGE_PAUSE) => {}
+            reason = told_to_stop(&self.stop, &self.ended, &self.admission) => return Status::unavailable(reason),
+        }
+        if self.first_record.is_some() {
+            // Where no record begins nothing good is found either.
+            let (wal, size) = (self.wal.clone(), self.segment_size);
+            let checked = tokio::task::spawn_blocking(move || is_record_end(&wal, size, from)).await;
+            match checked {
+                Ok(Ok(true)) => {}
+                Ok(Err(error)) if is_corrupt(&error) => {}
+                Ok(Ok(false)) => return not_a_prefix(from, &"a record stands across it"),
+                Ok(Err(error)) => return Status::internal(error.to_string()),
+                Err(error) => return Status::internal(error.to_string()),
+            }
+        }
+        let seeds = self.hooks.seeds_past_damage(standby, *at);
+        tracing::error!(%standby, %segment, %at, why, seeds, "the WAL of this node is damaged where a standby needs it");
+        if seeds {
+            let message = format!(
+                "requested WAL segment {segment} is damaged on this node at {at}: {why}; the standby must be seeded"
+            );
+            return RpcError::wal_damaged(message, segment, from).into();
+        }
+        Status::internal(format!(
+            "WAL segment {segment} is damaged on this node at {at}: {why}; promote another node, or take the standby off the sync list to have it seeded"
+        ))
     }
 
     /// What the standby is told when its WAL cannot be read: removed WAL in a way that its program understands.
@@ -280,6 +338,27 @@ impl<H: UpstreamHooks> Session<H> {
         self.reader = Some(reader);
         chunk.map_err(|error| Unreadable::Wal(Box::new(error)))
     }
+}
+
+fn is_corrupt(error: &WalError) -> bool {
+    matches!(error, WalError::Corrupt { .. })
+}
+
+/// Whether a record of `wal` ends at `at`. Blocks on IO.
+fn is_record_end(wal: &Wal, size: SegmentSize, at: Lsn) -> Result<bool, WalError> {
+    let mut reader = wal.reader(size.start_of(size.segment_of(at)));
+    while reader.position() < at {
+        if reader.read(at, CHECK_BYTES_MAX)?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn not_a_prefix(end: Lsn, why: &dyn std::fmt::Display) -> Status {
+    Status::failed_precondition(format!(
+        "the standby's WAL ends at {end}, where no record ends in this node's ({why}): it is not a prefix of this node's"
+    ))
 }
 
 async fn told_to_stop(stop: &CancellationToken, ended: &CancellationToken, admission: &Admission) -> &'static str {

@@ -6,9 +6,7 @@ mod support;
 use std::time::Duration;
 
 use support::*;
-use understudy_replication::{
-    FetchConfig, FetchError, FollowConfig, ReceiverTiming, SenderSettings, StreamState, fetch,
-};
+use understudy_replication::{FetchConfig, FetchError, FollowConfig, ReceiverTiming, SenderSettings, fetch};
 use understudy_types::{Incarnation, Lsn, NodeId, TimelineHistory, TimelineId, TimelineSwitch};
 
 use tokio_util::sync::CancellationToken;
@@ -82,14 +80,17 @@ async fn a_cut_stream_is_taken_up_again_where_it_was() {
     let (upstream, hooks, server, history) = primary(64 << 10).await;
     let relay = Relay::start(server.address).await;
     let standby = TestNode::new(2);
-    let mut following = Following::start(&standby, standby.id, &relay.address(), &history);
+    let following = Following::start(&standby, standby.id, &relay.address(), &history);
     for round in 0..5 {
         let end = upstream.fill(MIB / 2, 10_000);
         if round % 2 == 0 {
             hooks.acked(standby.id, end).await;
         }
+        let last = hooks.connections().borrow().keys().next_back().copied();
         relay.cut();
-        following.until("the cut to be noticed", |status| status.state == StreamState::Startup).await;
+        // The next one may be there before this task sees that one is gone.
+        let over = hooks.until("the cut to be noticed", |c| c.iter().all(|(id, c)| Some(*id) > last || !c.connected));
+        over.await;
     }
     let end = upstream.put("last", "1");
     hooks.acked(standby.id, end).await;
@@ -238,16 +239,17 @@ async fn quiet_streams_stay_for_longer_than_the_timeouts() {
     let upstream = TestNode::new(1);
     let history = upstream.promote(&TimelineHistory::new());
     let hooks = TestUpstream::primary(&upstream, &history);
-    let server = Server::start_with(&hooks, SenderSettings { timeout_ms: 200, ..SenderSettings::default() }).await;
+    // Half of it is what a stall of this machine may last.
+    let server = Server::start_with(&hooks, SenderSettings { timeout_ms: 2_000, ..SenderSettings::default() }).await;
     let standby = TestNode::new(2);
     // No status of its own accord: the pings of both sides alone keep the stream.
-    let timing = ReceiverTiming { timeout_ms: 200, status_interval_ms: 0, ..ReceiverTiming::default() };
+    let timing = ReceiverTiming { timeout_ms: 2_000, status_interval_ms: 0, ..ReceiverTiming::default() };
     let config = config(standby.id, &server.address(), history.latest());
     let mut following = Following::start_at(&standby, config, steady(timing), &history);
     following.streaming().await;
     hooks.until("the stream", |c| c.len() == 1).await;
     // There is no event that says "nothing happened": the time itself is the subject.
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let connections = hooks.until("connections", |_| true).await;
     assert_eq!(connections.len(), 1, "{connections:?}");
     assert!(connections[&1].connected);
@@ -478,6 +480,65 @@ async fn a_damaged_record_is_not_appended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_needs_damaged_wal_is_told_so_and_seeded_if_the_node_says_so() {
+    // STR-4. A byte of the upstream's second segment has flipped on its disk, and is not in memory any more.
+    let upstream = TestNode::with_ring(1, 0);
+    let history = upstream.promote(&TimelineHistory::new());
+    upstream.fill(3 * MIB, 40_000);
+    upstream.wal.flush().unwrap();
+    let segment = "000000010000000000000002";
+    let flipped = SIZE.start_of(understudy_types::SegmentNo::new(2)).advance(SIZE.get() / 2);
+    flip_a_byte(&upstream.dir.path().join("wal").join(segment), SIZE.get() / 2);
+    let hooks = TestUpstream::primary(&upstream, &history);
+    let server = Server::start(&hooks).await;
+    let standby = TestNode::new(2);
+    let mut following = Following::start(&standby, standby.id, &server.address(), &history);
+    // The node may have another remedy: the standby asks again.
+    following.problem(&format!("WAL segment {segment} is damaged on this node at ")).await;
+    assert_eq!(following.status.borrow().wal_gone, None);
+    hooks.seed_past_damage();
+    let status = following.until("the refusal", |status| status.wal_gone.is_some()).await;
+    assert_eq!(status.wal_gone.as_deref(), Some(segment));
+    let problem = status.problem.expect("there is no stream");
+    assert!(problem.starts_with(&format!("requested WAL segment {segment} is damaged on this node at ")), "{problem}");
+    let (node, at) = hooks.damage().remove(0);
+    assert!(node == standby.id && at <= flipped && flipped < at.advance(50_000), "{node} at {at}");
+    assert_eq!(standby.wal.end().lsn, at, "what lies before it is good");
+    following.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_is_no_prefix_makes_nobody_damaged() {
+    // The standby's end lies within a record of the upstream, which reads it from its files.
+    let upstream = TestNode::with_ring(1, 0);
+    let history = upstream.promote(&TimelineHistory::new());
+    upstream.put("a", "1");
+    upstream.put("b", vec![7; 100_000]);
+    upstream.wal.flush().unwrap();
+    let standby = TestNode::new(2);
+    standby.wal.begin_timeline(&upstream.wal.history()).unwrap();
+    standby.put("other", vec![8; 50_000]);
+    standby.wal.flush().unwrap();
+    let hooks = TestUpstream::primary(&upstream, &history);
+    let server = Server::start(&hooks).await;
+    let mut following = Following::start(&standby, standby.id, &server.address(), &history);
+    following.problem("it is not a prefix of this node's").await;
+    assert_eq!(hooks.damage(), []);
+    following.stop().await;
+    server.stop().await;
+}
+
+fn flip_a_byte(path: &std::path::Path, at: u64) {
+    use std::os::unix::fs::FileExt;
+
+    let file = std::fs::File::options().read(true).write(true).open(path).expect("a segment");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("a byte of it");
+    file.write_all_at(&[byte[0] ^ 1], at).expect("written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_where_nobody_listens_is_named() {
     let history = TestNode::new(1).promote(&TimelineHistory::new());
     let standby = TestNode::new(2);
@@ -506,8 +567,8 @@ async fn a_standby_whose_wal_is_gone_is_told_so_and_one_that_was_seeded_streams(
 
     let empty = TestNode::new(3);
     let mut following = Following::start(&empty, empty.id, &server.address(), &history);
-    let status = following.until("the refusal", |status| status.wal_removed.is_some()).await;
-    assert_eq!(status.wal_removed.as_deref(), Some("000000010000000000000001"));
+    let status = following.until("the refusal", |status| status.wal_gone.is_some()).await;
+    assert_eq!(status.wal_gone.as_deref(), Some("000000010000000000000001"));
     let problem = status.problem.expect("there is no stream");
     assert!(
         problem.starts_with("requested WAL segment 000000010000000000000001 has already been removed"),
@@ -518,7 +579,7 @@ async fn a_standby_whose_wal_is_gone_is_told_so_and_one_that_was_seeded_streams(
     let seeded = seeded_from(&upstream, 4, at);
     let mut following = Following::start(&seeded, seeded.id, &server.address(), &history);
     following.streaming().await;
-    assert_eq!(following.status.borrow().wal_removed, None);
+    assert_eq!(following.status.borrow().wal_gone, None);
     let end = upstream.put("after the seeding", "1");
     hooks.acked(seeded.id, end).await;
     upstream.wal.flush().unwrap();
@@ -542,8 +603,8 @@ async fn a_stream_whose_wal_is_removed_ends_with_the_same_words() {
     });
     let standby = TestNode::new(2);
     let mut following = Following::start(&standby, standby.id, &server.address(), &history);
-    let status = following.until("the end of the stream", |status| status.wal_removed.is_some()).await;
-    assert_eq!(status.wal_removed.as_deref(), Some("000000010000000000000001"));
+    let status = following.until("the end of the stream", |status| status.wal_gone.is_some()).await;
+    assert_eq!(status.wal_gone.as_deref(), Some("000000010000000000000001"));
     let connections = hooks.until("the end of the connection", |c| c.values().all(|c| !c.connected)).await;
     assert_eq!(connections.len(), 1, "it was taken on once, and is refused since");
     assert_eq!(standby.wal.end().lsn, SIZE.log_start(), "nothing of what is not the log's was taken");

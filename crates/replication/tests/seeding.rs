@@ -97,6 +97,16 @@ impl Primary {
         entries.map(|entries| entries.map(|entry| entry.expect("readable").path()).collect()).unwrap_or_default()
     }
 
+    async fn nothing_is_left(&self) {
+        let looking = async {
+            while !self.checkpoints().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        within("the checkpoint to go", looking).await;
+        until("nothing to be needed any more", &mut self.seeder.needed_from(), Option::is_none).await;
+    }
+
     fn config(&self, dir: &Path, address: &str) -> SeedConfig {
         SeedConfig {
             source_address: address.to_owned(),
@@ -143,9 +153,8 @@ async fn a_seeded_node_has_everything_and_streams() {
     assert_eq!(seeded.status.bytes_received, seeded.status.bytes_total);
     assert_eq!(seeded.status.bytes_reused, 0);
     let engine = primary.assert_good(dir.path(), &seeded).await;
-    let mut needed = primary.seeder.needed_from();
-    until("nothing to be needed any more", &mut needed, Option::is_none).await;
-    assert!(primary.checkpoints().is_empty(), "the checkpoint goes with the seed");
+    // The checkpoint goes with the seed.
+    primary.nothing_is_left().await;
 
     let log = Arc::new(engine);
     let mut following = Following::start(&log, NodeId::new(2), &primary.server.address(), &primary.history);

@@ -25,6 +25,7 @@
 //! | `NODE_BUSY` | `RESOURCE_EXHAUSTED` | `limit` | no |
 //! | `NOT_LEADER` | `FAILED_PRECONDITION` | `leader`, `leader_address` | no |
 //! | `WAL_REMOVED` | `FAILED_PRECONDITION` | `segment`, `asked`, `first` | no |
+//! | `WAL_DAMAGED` | `FAILED_PRECONDITION` | `segment`, `asked` | no |
 //! | `INTERNAL` | `INTERNAL` | | perhaps |
 
 use std::collections::{BTreeMap, HashMap};
@@ -90,13 +91,15 @@ pub enum Reason {
     NotLeader,
     /// A standby needs WAL that its upstream has removed: it is seeded.
     WalRemoved,
+    /// A standby needs WAL that is damaged on its upstream: it is seeded.
+    WalDamaged,
     /// Something that should not happen did.
     Internal,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 20] = [
+    pub const ALL: [Reason; 21] = [
         Self::NotPrimary,
         Self::NoPrimary,
         Self::NotReady,
@@ -116,6 +119,7 @@ impl Reason {
         Self::NodeBusy,
         Self::NotLeader,
         Self::WalRemoved,
+        Self::WalDamaged,
         Self::Internal,
     ];
 
@@ -141,6 +145,7 @@ impl Reason {
             Self::NodeBusy => "NODE_BUSY",
             Self::NotLeader => "NOT_LEADER",
             Self::WalRemoved => "WAL_REMOVED",
+            Self::WalDamaged => "WAL_DAMAGED",
             Self::Internal => "INTERNAL",
         }
     }
@@ -173,7 +178,8 @@ impl Reason {
             | Self::InvalidArgument
             | Self::WrongCluster
             | Self::WrongNode
-            | Self::WalRemoved => false,
+            | Self::WalRemoved
+            | Self::WalDamaged => false,
         }
     }
 
@@ -198,7 +204,8 @@ impl Reason {
             | Self::TooManyReads
             | Self::NodeBusy
             | Self::NotLeader
-            | Self::WalRemoved => false,
+            | Self::WalRemoved
+            | Self::WalDamaged => false,
         }
     }
 }
@@ -390,6 +397,11 @@ impl RpcError {
             .with("first", first.get())
     }
 
+    /// A standby asked for WAL from `asked`, and `segment` of it is damaged here: `message` says where and how.
+    pub fn wal_damaged(message: impl Into<String>, segment: &str, asked: Lsn) -> Self {
+        Self::new(Reason::WalDamaged, message).with("segment", segment).with("asked", asked.get())
+    }
+
     /// `asked` needs what was written up to `position`, and a failover left that branch at `end`; none: the timeline was
     /// never opened. `present` is the timeline that came instead.
     pub fn position_abandoned(asked: &str, position: Position, end: Option<Lsn>, present: TimelineId) -> Self {
@@ -482,7 +494,8 @@ impl RpcError {
             | Reason::WrongNode
             | Reason::PositionAbandoned
             | Reason::NotLeader
-            | Reason::WalRemoved => Code::FailedPrecondition,
+            | Reason::WalRemoved
+            | Reason::WalDamaged => Code::FailedPrecondition,
             Reason::NoPrimary
             | Reason::NotReady
             | Reason::NotConfirmed

@@ -35,6 +35,11 @@ fn samples() -> Vec<RpcError> {
             Lsn::new(1 << 24),
             Lsn::new(1 << 25),
         ),
+        RpcError::wal_damaged(
+            "requested WAL segment 000000010000000000000001 is damaged on this node",
+            "000000010000000000000001",
+            Lsn::new(1 << 24),
+        ),
         RpcError::internal("the store failed; see the log of this node"),
     ]
 }

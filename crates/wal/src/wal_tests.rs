@@ -288,3 +288,16 @@ fn an_offline_log_is_read_without_touching_it() {
     files.flip_bit(&path_of(1, 1), 200, 1);
     assert!(matches!(offline.visit(start(), drop), Err(WalError::Corrupt { .. })));
 }
+
+#[test]
+fn a_cut_that_meets_damage_latches_it() {
+    // Whoever asked gives up; that the data is damaged is known from the latch.
+    let mut log = Log::new();
+    let ends: Vec<Lsn> = (0..5).map(|number| log.append(&commit(number, 100)).expect("open")).collect();
+    log.wal.flush().expect("open");
+    log.files.flip_bit(&path_of(1, 1), 200, 1);
+    let error = log.truncate(ends[3]).expect_err("corrupt");
+    assert!(error.is_damage(), "{error}");
+    let failure = log.wal.failure().borrow().clone().expect("latched");
+    assert!(failure.is_damage(), "{failure}");
+}

@@ -465,7 +465,7 @@ impl Agent {
         }
         self.break_off_stale_fetch();
         self.notice_dead_follower();
-        self.notice_removed_wal();
+        self.notice_gone_wal();
         self.keep_what_seeds_need();
         self.drive_seed();
         self.promise_lease();

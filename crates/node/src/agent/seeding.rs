@@ -281,11 +281,11 @@ impl Agent {
         }
     }
 
-    /// The upstream's word that it has removed what comes next. It stands until another primary is promoted.
-    pub(super) fn notice_removed_wal(&mut self) {
+    /// The upstream's word that it does not have (any more) what comes next. It stands until another primary is promoted.
+    pub(super) fn notice_gone_wal(&mut self) {
         let Some(follower) = &self.follower else { return };
         let present = follower.following.timeline == self.cluster.timeline();
-        if present && !self.wal_gone && follower.status.borrow().wal_removed.is_some() {
+        if present && !self.wal_gone && follower.status.borrow().wal_gone.is_some() {
             self.wal_gone = true;
         }
     }

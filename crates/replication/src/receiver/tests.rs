@@ -423,19 +423,19 @@ fn removed_wal_is_told_apart_until_a_stream_opens() {
     let segment = "000000010000000000000001".to_owned();
     let reason = format!("requested WAL segment {segment} has already been removed");
     let mut receiver = WalReceiver::new(config(1), own(1, 100), chain(&[(1, 0)]), 0);
-    assert_eq!(receiver.wal_removed(), None);
+    assert_eq!(receiver.wal_gone(), None);
     drain(&mut receiver, 0);
-    receiver.handle_wal_removed(segment.clone(), reason.clone(), 5);
-    assert_eq!(receiver.wal_removed(), Some(segment.as_str()));
+    receiver.handle_wal_gone(segment.clone(), reason.clone(), 5);
+    assert_eq!(receiver.wal_gone(), Some(segment.as_str()));
     assert_eq!(receiver.failure().map(ToString::to_string), Some(reason.clone()));
     // It asks again after its pause: another upstream's answer may be another.
     let at_ms = receiver.deadline_ms().expect("a pause");
     assert_eq!(drain(&mut receiver, at_ms), ["disconnect", "connect on 1 from 100"]);
-    assert_eq!(receiver.wal_removed(), Some(segment.as_str()), "as long as nobody streams");
+    assert_eq!(receiver.wal_gone(), Some(segment.as_str()), "as long as nobody streams");
     receiver.handle_connected(at_ms);
     receiver.handle_message(started(1, 200), at_ms);
-    assert_eq!(receiver.wal_removed(), None);
+    assert_eq!(receiver.wal_gone(), None);
     // In the middle of a stream.
-    receiver.handle_wal_removed(segment.clone(), reason, at_ms);
-    assert_eq!(receiver.wal_removed(), Some(segment.as_str()));
+    receiver.handle_wal_gone(segment.clone(), reason, at_ms);
+    assert_eq!(receiver.wal_gone(), Some(segment.as_str()));
 }

@@ -37,6 +37,8 @@ pub struct TestUpstream {
     seed_source: Mutex<Option<SeedSource>>,
     connections: watch::Sender<BTreeMap<u64, Connection>>,
     on_connected: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    damage: Mutex<Vec<(NodeId, Lsn)>>,
+    seeds_past_damage: Mutex<bool>,
 }
 
 impl TestUpstream {
@@ -65,12 +67,24 @@ impl TestUpstream {
             seed_source: Mutex::new(None),
             connections: watch::Sender::new(BTreeMap::new()),
             on_connected: Mutex::new(None),
+            damage: Mutex::new(Vec::new()),
+            seeds_past_damage: Mutex::new(false),
         })
     }
 
     /// Done once, when the next standby was taken on and nothing was read for it yet.
     pub fn when_connected(&self, action: impl FnOnce() + Send + 'static) {
         *self.on_connected.lock().expect("unpoisoned") = Some(Box::new(action));
+    }
+
+    /// Who was kept by damage of the log, and where it is, each time.
+    pub fn damage(&self) -> Vec<(NodeId, Lsn)> {
+        self.damage.lock().expect("unpoisoned").clone()
+    }
+
+    /// From now on whoever needs what is damaged is to be seeded past it.
+    pub fn seed_past_damage(&self) {
+        *self.seeds_past_damage.lock().expect("unpoisoned") = true;
     }
 
     pub fn forget_source(&self) {
@@ -141,6 +155,11 @@ impl UpstreamHooks for TestUpstream {
     /// Node 99 is none.
     fn is_member(&self, node: NodeId) -> bool {
         node != NodeId::new(99)
+    }
+
+    fn seeds_past_damage(&self, standby: NodeId, at: Lsn) -> bool {
+        self.damage.lock().expect("unpoisoned").push((standby, at));
+        *self.seeds_past_damage.lock().expect("unpoisoned")
     }
 
     fn connected(&self, standby: StandbyInfo) -> Option<ConnectionId> {
