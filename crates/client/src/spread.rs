@@ -157,8 +157,10 @@ impl Spread {
         F: Fn(KvClient<Channel>, Duration) -> BoxFuture<'static, Result<T, Status>>,
     {
         let deadline = Instant::now() + options.deadline;
+        // The last word of a node: it says more than that the next one was silent.
+        let mut last = None;
         loop {
-            let mut why = "no node is known that answers reads".to_owned();
+            let mut why = last.clone().unwrap_or_else(|| "no node is known that answers reads".to_owned());
             for address in self.candidates(locator, options, preference).await {
                 if let Some(conflict) = locator.conflict() {
                     return Err(ClientError::Invalid { message: conflict });
@@ -172,9 +174,12 @@ impl Spread {
                         if let Next::Reject(error) = failed.next {
                             return Err(ClientError::refused(error));
                         }
-                        format!("{address}: {}", failed.why)
+                        last.insert(format!("{address}: {}", failed.why)).clone()
                     }
-                    Err(_) => format!("{address} has not answered"),
+                    Err(_) => match &last {
+                        Some(last) => format!("{address} has not answered; before that: {last}"),
+                        None => format!("{address} has not answered"),
+                    },
                 };
                 tracing::debug!(address, why, "a read goes to the next node");
                 self.skip(address);

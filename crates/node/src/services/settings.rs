@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use understudy_control::{Control, ProposeError};
 use understudy_core::command::{Command, Outcome, Rejection};
 use understudy_core::settings::{SETTINGS, Setting, SettingError, Settings, configured, nearest};
@@ -26,6 +26,8 @@ use crate::view::NodeView;
 
 /// How long a change is tried: over an election of the Raft leader.
 const SET_TIMEOUT: Duration = Duration::from_secs(10);
+/// A node publishes what it goes by with its beats, at least.
+const PUBLISHED_WITHIN: Duration = Duration::from_secs(1);
 /// Between two attempts, unless the state moves sooner.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Names in one request.
@@ -113,12 +115,17 @@ impl SettingsShell {
         }
     }
 
-    /// So that who asks this node next sees what was changed. It stands in Raft whether this node knows or not.
+    /// So that who asks this node next sees what was changed, and is served by it. It stands in Raft whether this node knows or not.
     async fn wait_until(&self, generation: Generation, deadline: Instant) {
-        let mut states = self.control.state();
+        let (mut states, mut view) = (self.control.state(), self.view.clone());
         let applied = states.wait_for(|applied| applied.state.generation >= generation);
         if timeout_at(deadline, applied).await.is_err() {
             tracing::debug!(%generation, "this node has not applied a change of settings yet");
+        }
+        // While nobody publishes, because the data is being opened for example, nobody is served by it either.
+        let published = view.wait_for(|view| view.cluster.generation >= generation);
+        if timeout(PUBLISHED_WITHIN, published).await.is_err() {
+            tracing::debug!(%generation, "this node does not go by a change of settings yet");
         }
     }
 }
