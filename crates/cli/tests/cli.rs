@@ -146,7 +146,8 @@ fn an_unknown_outcome_ends_with_four_and_can_be_asked_for() {
     let cluster = Cluster::start(1, Some(0));
     let endpoints = cluster.address(0);
     cluster.script(0, [Step::Hang]);
-    let unknown = run(&endpoints, &["put", "k", "v", "--timeout", "300ms"]);
+    // Long enough to connect and to find the primary: what was not sent would not be unknown.
+    let unknown = run(&endpoints, &["put", "k", "v", "--timeout", "5s"]);
     assert_eq!(unknown.code, 4, "{}", unknown.err);
     let id = unknown.err.split_whitespace().find(|word| word.trim_end_matches(':').len() == 32).expect("a request id");
     let told = run(&endpoints, &["put", "k", "v", "--request-id", id]);

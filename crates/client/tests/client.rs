@@ -22,6 +22,20 @@ async fn client(endpoints: Vec<String>) -> Client {
     Client::connect(endpoints, options(20_000)).await.expect("endpoints")
 }
 
+/// Most of the times it takes less than `limit`: a pause that the client makes is in every time, a stall of the machine not.
+async fn takes_less_than(limit: Duration, once: impl AsyncFn() -> Duration) {
+    let (mut quick, mut slow) = (0, Vec::new());
+    while quick < 3 {
+        let time = once().await;
+        if time < limit {
+            quick += 1;
+        } else {
+            slow.push(time);
+        }
+        assert!(slow.len() < 3, "not less than {limit:?}: {slow:?}");
+    }
+}
+
 #[tokio::test]
 async fn one_standby_is_enough_to_find_the_primary() {
     let cluster = Cluster::start(3, Some(2));
@@ -65,20 +79,28 @@ async fn a_redirect_is_not_followed_to_a_balancer_behind_which_another_node_answ
 
 #[tokio::test]
 async fn a_commit_waits_for_a_primary_and_goes_there_at_once() {
-    let cluster = Cluster::start(3, None);
-    let client = client(cluster.addresses()).await;
-    let commit = tokio::spawn({
-        let client = client.clone();
-        async move { client.put("k", "v").await }
-    });
-    let mut asked = cluster.asked.clone();
-    asked.wait_for(|count| *count >= 20).await.expect("the nodes are asked again and again");
-    assert!(!commit.is_finished());
-    let opened = Instant::now();
-    cluster.promote(1);
-    let outcome = commit.await.expect("no panic").expect("a commit");
-    assert_eq!(outcome.node_id.get(), 2);
-    assert!(opened.elapsed() < Duration::from_millis(500), "{:?}", opened.elapsed());
+    takes_less_than(Duration::from_millis(500), async || {
+        let cluster = Cluster::start(3, None);
+        let client = client(cluster.addresses()).await;
+        let commit = tokio::spawn({
+            let client = client.clone();
+            async move { client.put("k", "v").await }
+        });
+        let mut asked = cluster.asked.clone();
+        asked.wait_for(|count| *count >= 20).await.expect("the nodes are asked again and again");
+        assert!(!commit.is_finished());
+        let opened = Instant::now();
+        cluster.promote(1);
+        let before = cluster.asked_at(1);
+        let outcome = commit.await.expect("no panic").expect("a commit");
+        let took = opened.elapsed();
+        assert_eq!(outcome.node_id.get(), 2);
+        // Its first answer is enough, if it does not come too late.
+        let asked = cluster.asked_at(1) - before;
+        assert!(asked <= 3, "the new primary was asked {asked} times");
+        took
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -100,22 +122,28 @@ async fn a_killed_primary_is_left_for_the_new_one() {
 
 #[tokio::test]
 async fn a_frozen_primary_is_raced_by_the_new_one() {
-    let cluster = Cluster::start(3, Some(0));
-    let client = client(cluster.addresses()).await;
-    client.put("k", "1").await.expect("a commit");
-    cluster.freeze(0);
-    cluster.promote(1);
-    let began = Instant::now();
-    let outcome = client.put("k", "2").await.expect("a commit");
-    assert_eq!(outcome.node_id.get(), 2);
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-    assert_eq!(client.get("k").await.expect("a read").found.expect("a value").value, "2");
+    takes_less_than(Duration::from_secs(2), async || {
+        let cluster = Cluster::start(3, Some(0));
+        let client = client(cluster.addresses()).await;
+        client.put("k", "1").await.expect("a commit");
+        cluster.freeze(0);
+        cluster.promote(1);
+        let began = Instant::now();
+        let outcome = client.put("k", "2").await.expect("a commit");
+        let took = began.elapsed();
+        assert_eq!(outcome.node_id.get(), 2);
+        assert_eq!(client.get("k").await.expect("a read").found.expect("a value").value, "2");
+        took
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_slow_commit_is_waited_for_and_not_sent_twice() {
     let cluster = Cluster::start(2, Some(0));
     let client = client(cluster.addresses()).await;
+    // Connected, with the primary known: the deadline is for the commit alone.
+    client.put("k", "1").await.expect("a commit");
     cluster.script(0, [Step::Hang]);
     let commit = Commit::new().put("k", "v").deadline(Duration::from_millis(800));
     let id = commit.id();
@@ -123,7 +151,7 @@ async fn a_slow_commit_is_waited_for_and_not_sent_twice() {
         Err(ClientError::Unknown { request_id, .. }) => assert_eq!(request_id, id),
         other => panic!("not unknown: {other:?}"),
     }
-    assert_eq!(cluster.commits_at(0).len(), 1);
+    assert_eq!(cluster.commits_at(0).len(), 2, "the first one, and this one once");
 }
 
 #[tokio::test]
@@ -191,7 +219,7 @@ async fn an_abort_after_an_unanswered_attempt_is_unknown() {
 async fn what_was_never_sent_is_unavailable_and_not_unknown() {
     let mut cluster = Cluster::start(1, Some(0));
     cluster.kill(0);
-    let client = Client::connect(cluster.addresses(), options(400)).await.expect("endpoints");
+    let client = Client::connect(cluster.addresses(), options(1_000)).await.expect("endpoints");
     match client.put("k", "v").await {
         Err(ClientError::Unavailable { why }) => assert!(why.contains(&cluster.address(0)), "{why}"),
         other => panic!("not unavailable: {other:?}"),
@@ -201,7 +229,9 @@ async fn what_was_never_sent_is_unavailable_and_not_unknown() {
 #[tokio::test]
 async fn no_primary_until_the_deadline_is_unavailable_and_says_why() {
     let cluster = Cluster::start(2, None);
-    let client = Client::connect(cluster.addresses(), options(300)).await.expect("endpoints");
+    let client = Client::connect(cluster.addresses(), options(1_000)).await.expect("endpoints");
+    // Connected: all that the deadline is for is that one of them answers.
+    client.status().await;
     match client.put("k", "v").await {
         Err(ClientError::Unavailable { why }) => assert!(why.contains("no primary"), "{why}"),
         other => panic!("not unavailable: {other:?}"),

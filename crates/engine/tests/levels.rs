@@ -99,10 +99,15 @@ async fn remote_write_never_goes_beyond_the_local_flush() {
 async fn a_deadline_is_unknown_at_every_level_and_the_request_id_tells_later() {
     let disk = Disk::new();
     let engine = disk.open_primary();
-    for (number, level) in (1..).zip(REMOTE) {
-        let commit = Commit { request_id: request(number), ..at(level, vec![put("a", "1")]) };
-        let soon = tokio::time::Instant::now() + Duration::from_millis(20);
-        let error = engine.commit(commit.clone(), soon).await.unwrap_err();
+    let mut ids = (1..).map(request);
+    for level in REMOTE {
+        let mut commit = Commit::default();
+        // Another id each time: a known one is waited for at level `on` at least.
+        let error = deadline_passes(&engine, || {
+            commit = Commit { request_id: ids.next().flatten(), ..at(level, vec![put("a", "1")]) };
+            commit.clone()
+        })
+        .await;
         let CommitError::Unknown { position: Some(position), why: UnknownReason::Deadline } = error else {
             panic!("{error}")
         };

@@ -175,8 +175,7 @@ async fn a_failed_precondition_is_told_when_what_it_rests_on_is_safe() {
     let failing = start(&engine, attempt.clone());
     barrier(&engine).await;
     assert!(!failing.is_finished());
-    let soon = tokio::time::Instant::now();
-    let error = engine.commit(attempt, soon + std::time::Duration::from_millis(20)).await.unwrap_err();
+    let error = deadline_passes(&engine, || attempt.clone()).await;
     assert_eq!(error, CommitError::NotDecided { why: UnknownReason::Deadline });
     engine.advance_safe(basis.lsn);
     assert!(matches!(failing.await.unwrap(), Err(CommitError::PreconditionFailed { .. })));
@@ -226,9 +225,7 @@ async fn many_of_one_request_id_at_once_take_effect_once() {
 async fn a_deadline_ends_as_unknown_and_the_commit_goes_on() {
     let disk = Disk::new();
     let engine = disk.open_primary();
-    let soon = tokio::time::Instant::now() + std::time::Duration::from_millis(20);
-    let commit = at(DurabilityLevel::On, vec![put("a", "1")]);
-    let error = engine.commit(commit, soon).await.unwrap_err();
+    let error = deadline_passes(&engine, || at(DurabilityLevel::On, vec![put("a", "1")])).await;
     let CommitError::Unknown { position: Some(position), why: UnknownReason::Deadline } = error else {
         panic!("{error}")
     };
@@ -262,8 +259,7 @@ async fn nothing_is_acknowledged_at_any_level_unless_confirmed() {
         // All three are in the log, flushed, safe and applied.
         grown(&engine, before, 3).await;
         make_all_safe(&engine).await;
-        let soon = tokio::time::Instant::now() + std::time::Duration::from_millis(20);
-        let error = engine.commit(local(vec![put("b", "1")]), soon).await.unwrap_err();
+        let error = deadline_passes(&engine, || local(vec![put("b", "1")])).await;
         assert!(matches!(error, CommitError::Unknown { position: Some(_), why: UnknownReason::Deadline }), "{error}");
         assert!(held.iter().all(|held| !held.is_finished()));
         confirm(&engine);

@@ -66,6 +66,8 @@ struct NodeState {
     /// What everybody says its address is, instead of what it is.
     advertised: Option<String>,
     commits: Vec<Bytes>,
+    /// How often it was asked for its status.
+    asked: usize,
     gets: usize,
     /// The requests of the reads, in their order.
     reads: Vec<v1::GetRequest>,
@@ -216,6 +218,11 @@ impl Cluster {
     /// The request ids of the commits that reached `node`, in their order.
     pub fn commits_at(&self, node: usize) -> Vec<Bytes> {
         self.lock().nodes[node].commits.clone()
+    }
+
+    /// How many status calls `node` has had.
+    pub fn asked_at(&self, node: usize) -> usize {
+        self.lock().nodes[node].asked
     }
 
     pub fn gets_at(&self, node: usize) -> usize {
@@ -479,7 +486,8 @@ impl cluster_server::Cluster for Node {
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let takes = self.world().await.nodes[self.me].status_takes;
         tokio::time::sleep(takes).await;
-        let world = self.world().await;
+        let mut world = self.world().await;
+        world.nodes[self.me].asked += 1;
         self.asked.send_modify(|count| *count += 1);
         let (primary, timeline) = match world.nodes[self.me].stale {
             Some(timeline) => (Some(self.me), timeline),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use understudy_engine::{
     Clock, Commit, CommitError, Committed, Condition, Engine, EngineConfig, OpenError, Precondition, SystemClock,
+    UnknownReason,
 };
 use understudy_store::{AppliedCommit, KeyRange, MemoryStore, PageLimit, ScanPage, Store, StoreError, VersionedValue};
 use understudy_types::TimelineSwitch;
@@ -184,6 +185,20 @@ pub async fn commit(engine: &Engine, commit: Commit) -> Result<Committed, Commit
 pub fn start(engine: &Engine, commit: Commit) -> tokio::task::JoinHandle<Result<Committed, CommitError>> {
     let engine = engine.clone();
     tokio::spawn(async move { engine.commit(commit, deadline()).await })
+}
+
+/// The error of a commit whose deadline passes while it waits. Where the deadline passed before the sequencer had even
+/// looked at it, the next one has ten times as long.
+pub async fn deadline_passes(engine: &Engine, mut next: impl FnMut() -> Commit) -> CommitError {
+    let mut time = Duration::from_millis(20);
+    loop {
+        let error = engine.commit(next(), tokio::time::Instant::now() + time).await.unwrap_err();
+        let unseen = matches!(error, CommitError::Unknown { position: None, why: UnknownReason::Deadline });
+        if !unseen || time >= NEVER {
+            return error;
+        }
+        time *= 10;
+    }
 }
 
 /// A record of a put of one byte under a key of one byte, without a request id.

@@ -11,7 +11,19 @@ use understudy_types::NodeId;
 
 use super::*;
 
-const TIMES: Times = Times { preface: Duration::from_millis(600), newcomer: Duration::from_millis(300) };
+/// How long what shows nothing is left alone.
+struct Pace {
+    times: Times,
+    ping_interval: Duration,
+    ping_timeout: Duration,
+}
+
+/// Longer than this machine stalls.
+const PATIENT: Pace = Pace {
+    times: Times { preface: Duration::from_secs(10), newcomer: Duration::from_secs(3) },
+    ping_interval: Duration::from_secs(2),
+    ping_timeout: Duration::from_secs(5),
+};
 
 struct Port {
     address: std::net::SocketAddr,
@@ -27,15 +39,15 @@ impl Drop for Port {
 }
 
 /// Serves nothing but `UNIMPLEMENTED`, which is answered to whoever has a place.
-async fn port(max: usize) -> Port {
+async fn port(max: usize, pace: Pace) -> Port {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let places = Arc::new(Places::new(max));
     let telemetry = Telemetry::start("a", NodeId::new(1), true).expect("telemetry");
-    let incoming = accept(listener, Arc::clone(&places), &telemetry, TIMES);
+    let incoming = accept(listener, Arc::clone(&places), &telemetry, pace.times);
     let router = Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_millis(200)))
-        .http2_keepalive_timeout(Some(Duration::from_millis(200)))
+        .http2_keepalive_interval(Some(pace.ping_interval))
+        .http2_keepalive_timeout(Some(pace.ping_timeout))
         .layer(PlacedLayer)
         .add_routes(tonic::service::Routes::default());
     let task = tokio::spawn(async move {
@@ -82,12 +94,12 @@ async fn codes(channel: &Channel) -> (Code, tonic::Status) {
 /// A server that ends a connection, within a time in which it should.
 async fn is_closed(stream: &mut RawStream) -> bool {
     let mut buffer = Vec::new();
-    tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut buffer)).await.is_ok()
+    tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut buffer)).await.is_ok()
 }
 
 #[tokio::test]
 async fn a_thousand_idle_clients_do_not_keep_a_member_out() {
-    let port = port(64).await;
+    let port = port(64, PATIENT).await;
     // They speak HTTP/2 and answer pings, so they stay.
     let mut clients = Vec::new();
     for _ in 0..40 {
@@ -107,7 +119,7 @@ async fn a_thousand_idle_clients_do_not_keep_a_member_out() {
     assert!(refusal.message().contains("64 connections"), "{refusal:?}");
     // Everybody else in the reserve is closed, and the member stays for longer than a newcomer may.
     port.wait("only the member is left in the reserve", |taken| taken == [40, 0, 1, 0]).await;
-    tokio::time::sleep(TIMES.newcomer + TIMES.newcomer).await;
+    tokio::time::sleep(PATIENT.times.newcomer).await;
     assert_eq!(codes(&member).await.0, Code::Unimplemented);
     assert_eq!(port.places.taken(), [40, 0, 1, 0]);
     for mut stream in idle {
@@ -133,7 +145,7 @@ async fn operators_codes(channel: &Channel) -> [Code; 2] {
 #[tokio::test]
 async fn idle_clients_keep_no_operator_and_no_probe_out() {
     const SERVED: [Code; 2] = [Code::Unimplemented; 2];
-    let port = port(64).await;
+    let port = port(64, PATIENT).await;
     let mut clients = Vec::new();
     for _ in 0..40 {
         clients.push(port.channel().await);
@@ -143,7 +155,7 @@ async fn idle_clients_keep_no_operator_and_no_probe_out() {
     assert_eq!(operators_codes(&operator).await, SERVED);
     assert_eq!(port.places.taken(), [40, 0, 0, 1]);
     // It stays for longer than a newcomer may, and does not let a client in.
-    tokio::time::sleep(TIMES.newcomer + TIMES.newcomer).await;
+    tokio::time::sleep(PATIENT.times.newcomer + Duration::from_millis(500)).await;
     assert_eq!(operators_codes(&operator).await, SERVED);
     let (_, refusal) = codes(&port.channel().await).await;
     assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal:?}");
@@ -161,7 +173,9 @@ async fn idle_clients_keep_no_operator_and_no_probe_out() {
 
 #[tokio::test]
 async fn who_shows_nothing_is_closed_and_who_answers_pings_stays() {
-    let port = port(64).await;
+    let times = Times { preface: Duration::from_secs(2), ..PATIENT.times };
+    let (ping_interval, ping_timeout) = (Duration::from_secs(1), Duration::from_secs(2));
+    let port = port(64, Pace { times, ping_interval, ping_timeout }).await;
     let mut silent = port.idle().await;
     // A preface and its settings, and no answer to any ping after that.
     let mut mute = port.idle().await;
@@ -169,7 +183,8 @@ async fn who_shows_nothing_is_closed_and_who_answers_pings_stays() {
     let alive = port.channel().await;
     assert!(is_closed(&mut silent).await && is_closed(&mut mute).await);
     assert_eq!(port.refused(Why::Silent), 1);
-    tokio::time::sleep(TIMES.preface).await;
+    // As long again as the mute one was left alone.
+    tokio::time::sleep(ping_interval + ping_timeout).await;
     port.wait("only who is alive is left", |taken| taken == [1, 0, 0, 0]).await;
     assert_eq!(codes(&alive).await.0, Code::Unimplemented);
     drop(alive);
