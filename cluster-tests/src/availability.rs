@@ -65,7 +65,7 @@ mod tests {
 
     fn write(returned_ms: u64, done: bool) -> Write {
         let position = Position::new(TimelineId::FIRST, Lsn::new(returned_ms));
-        let acknowledgement = Acknowledgement { node: "n".to_owned(), position, already_done: false };
+        let acknowledgement = Acknowledgement { node: "n".to_owned(), position, already_done: false, sent: 0 };
         Write {
             invoked: 0,
             returned: returned_ms * 1_000_000,

@@ -14,6 +14,8 @@ use crate::{ports, requires};
 
 /// The services of the compose file.
 pub const NODES: [&str; 3] = ["a", "b", "c"];
+/// Of the projects of tests, and of nobody else: what is left of them is removed.
+const PROJECT: &str = "understudy-cluster-tests-";
 const IMAGE: &str = "understudy:dev";
 
 /// Three nodes in containers.
@@ -44,9 +46,10 @@ impl Compose {
         if !requires::require("containers", probe())? {
             return Ok(None);
         }
+        remove_stale()?;
         let file = workspace().join("docker/compose.yaml");
         let ports = ports::free(2 * NODES.len())?;
-        Ok(Some(Compose { project: format!("understudy-{name}-{}", std::process::id()), file, ports }))
+        Ok(Some(Compose { project: format!("{PROJECT}{name}-{}", std::process::id()), file, ports }))
     }
 
     /// What `docker-compose` finds in its environment, so that it means this project and these ports.
@@ -173,6 +176,36 @@ fn probe() -> Result<()> {
     Ok(())
 }
 
+/// Removes what tests have left that were killed: their containers are started again whenever they end, and a later process of the
+/// same id would find their volumes.
+fn remove_stale() -> Result<()> {
+    const LABEL: &str = "com.docker.compose.project";
+    for (kind, list, remove) in [
+        ("container", &["ps", "--all"][..], &["rm", "--force"][..]),
+        ("volume", &["volume", "ls"], &["volume", "rm"]),
+        ("network", &["network", "ls"], &["network", "rm"]),
+    ] {
+        let id = if kind == "volume" { ".Name" } else { ".ID" };
+        let format = format!("{{{{{id}}}}} {{{{.Label \"{LABEL}\"}}}}");
+        let listed = docker(list.iter().copied().chain(["--filter", &format!("label={LABEL}"), "--format", &format]))?;
+        let stale = listed.lines().filter_map(|line| line.split_once(' ')).filter(|(_, project)| is_stale(project));
+        for (found, project) in stale {
+            // Another test may be removing the same one.
+            if let Err(error) = docker(remove.iter().copied().chain([found])) {
+                eprintln!("the {kind} {found} of {project} was not removed: {error:#}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a project was made by a test process that lives no more: its name ends with the process id.
+fn is_stale(project: &str) -> bool {
+    let process = project.strip_prefix(PROJECT).and_then(|rest| rest.rsplit_once('-')).map(|(_, process)| process);
+    let process: Option<u32> = process.and_then(|process| process.parse().ok());
+    process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists())
+}
+
 /// The root of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate stands one folder below the root")
@@ -194,4 +227,20 @@ pub fn run(command: &mut Command) -> Result<String> {
         bail!("{shown} failed: {}\n{said}{}", output.status, String::from_utf8_lossy(&output.stderr));
     }
     Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_projects_of_the_dead_are_stale() {
+        assert!(!is_stale(&format!("{PROJECT}kill-{}", std::process::id())));
+        assert!(is_stale("understudy-cluster-tests-kill-4194999"), "above the highest process id");
+        for foreign in
+            ["understudy", "understudy-prod-4194999", "docker-4194999", "understudy-cluster-tests-kill-x", ""]
+        {
+            assert!(!is_stale(foreign), "{foreign}");
+        }
+    }
 }

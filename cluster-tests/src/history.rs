@@ -73,6 +73,8 @@ pub struct Acknowledgement {
     pub position: Position,
     /// It repeats an earlier outcome: the position is that of the first run, perhaps on an earlier timeline.
     pub already_done: bool,
+    /// When the request was sent that this answers: the last attempt.
+    pub sent: Nanos,
 }
 
 /// How a read was asked for.

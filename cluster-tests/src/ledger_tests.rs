@@ -13,7 +13,8 @@ fn holding(account: &str, balance: i64, left_by: &str, lsn: u64) -> Holding {
 }
 
 fn acknowledged(lsn: u64) -> WriteOutcome {
-    WriteOutcome::Acknowledged(Acknowledgement { node: "n".to_owned(), position: at(lsn), already_done: false })
+    let node = "n".to_owned();
+    WriteOutcome::Acknowledged(Acknowledgement { node, position: at(lsn), already_done: false, sent: 0 })
 }
 
 fn look(invoked: Nanos, lsn: u64, holdings: Vec<Holding>) -> Look {

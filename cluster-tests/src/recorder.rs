@@ -118,7 +118,7 @@ impl Recorder {
         let invoked = self.now();
         let answer = client.commit(put_request(random_request_id(), key.as_bytes(), value.as_bytes())).await;
         let outcome = match &answer {
-            Ok(response) => acknowledged(response),
+            Ok(response) => acknowledged(response, invoked),
             Err(status) if refusal(status).is_some_and(|error| !error.reason.may_have_taken_effect()) => {
                 WriteOutcome::Refused
             }
@@ -130,12 +130,13 @@ impl Recorder {
     }
 }
 
-pub(crate) fn acknowledged(response: &v1::CommitResponse) -> WriteOutcome {
+pub(crate) fn acknowledged(response: &v1::CommitResponse, sent: Nanos) -> WriteOutcome {
     let position = response.position.map(Position::from).unwrap_or_default();
     WriteOutcome::Acknowledged(Acknowledgement {
         node: response.node_id.clone(),
         position,
         already_done: response.already_done,
+        sent,
     })
 }
 
@@ -178,7 +179,8 @@ mod tests {
         let recorder = Recorder::new();
         let write = |timeline: u32, lsn: u64, returned: Nanos, already_done: bool| {
             let position = Position::new(TimelineId::new(timeline), Lsn::new(lsn));
-            let outcome = WriteOutcome::Acknowledged(Acknowledgement { node: "a".to_owned(), position, already_done });
+            let acknowledgement = Acknowledgement { node: "a".to_owned(), position, already_done, sent: 0 };
+            let outcome = WriteOutcome::Acknowledged(acknowledgement);
             Write {
                 invoked: 0,
                 returned,

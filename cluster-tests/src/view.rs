@@ -36,7 +36,8 @@ impl View {
     /// The primary's own answer: that of the node that says that it is the primary, and of the latest timeline.
     pub fn primary(&self) -> Option<&StatusResponse> {
         let latest = self.latest()?;
-        self.answer(&latest.primary)
+        let own = |answer: &&StatusResponse| answer.primary == latest.primary && answer.timeline == latest.timeline;
+        self.answer(&latest.primary).filter(own)
     }
 
     /// The name of the primary when it takes writes.
@@ -51,7 +52,7 @@ impl View {
     }
 
     /// The primary's name when the cluster of these nodes is settled: all answer and agree, every standby
-    /// streams, `listed` of them (none: all) are in the sync list, the primary takes writes, and the Raft leader is
+    /// streams by its own word and the primary's, `listed` of them (none: all) are in the sync list, the primary takes writes, and the Raft leader is
     /// another node.
     pub fn settled(&self, names: &[String], listed: Option<usize>) -> Option<String> {
         let primary = self.primary()?;
@@ -70,18 +71,22 @@ impl View {
             && primary.election.is_none()
             && off_the_primary
             && names.iter().all(agree)
-            && standbys.iter().all(|name| streams(primary, name))
+            && standbys.iter().all(|name| self.both_say_streaming(primary, name))
             && on_the_list >= listed.unwrap_or(standbys.len());
         settled.then(|| primary.primary.clone())
     }
 
+    /// What the primary says alone may be of before the node was restarted.
+    fn both_say_streaming(&self, primary: &StatusResponse, name: &str) -> bool {
+        streams(primary, name) && self.answer(name).is_some_and(|answer| streams(answer, name))
+    }
+
     /// Whether the primary says that this node streams and is in the sync list, and the node says the same of the stream and
-    /// the timeline. What the primary says alone may be of before the node was restarted: while Raft has no leader, the
-    /// list still has it.
+    /// the timeline. While Raft has no leader, the list still has one that was killed.
     pub fn has_rejoined(&self, name: &str) -> bool {
         let Some(primary) = self.primary() else { return false };
-        let agrees = |answer: &StatusResponse| answer.timeline == primary.timeline && streams(answer, name);
-        primary.writable && self.answer(name).is_some_and(agrees) && streams(primary, name) && is_listed(primary, name)
+        let same_timeline = self.answer(name).is_some_and(|answer| answer.timeline == primary.timeline);
+        primary.writable && same_timeline && self.both_say_streaming(primary, name) && is_listed(primary, name)
     }
 
     /// Why nobody can be promoted, as the node that decides says it; none while nothing is known to be missing.
@@ -197,6 +202,10 @@ mod tests {
         let mut answers: BTreeMap<String, StatusResponse> = names.iter().map(|name| (name.clone(), answer())).collect();
         answers.get_mut("c").expect("there").generation = 4;
         assert_eq!(View::new(answers.clone()).settled(&names, None), None);
+        let mut restarted = answer();
+        restarted.members[2].state = "startup".to_owned();
+        answers.insert("c".to_owned(), restarted);
+        assert_eq!(View::new(answers.clone()).settled(&names, None), None, "the others do not know yet");
         answers.remove("c");
         assert_eq!(View::new(answers.clone()).settled(&names, None), None);
         assert!(View::new(answers.clone()).has_rejoined("b"));

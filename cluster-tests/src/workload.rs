@@ -314,8 +314,9 @@ impl Session {
         // Whether an attempt may have taken effect, or may still: then a refusal of a later one says nothing.
         let mut loose = false;
         loop {
+            let sent = self.recorder.now();
             let status = match self.nodes[self.believed].1.commit(request.clone()).await {
-                Ok(response) => return acknowledged(&response),
+                Ok(response) => return acknowledged(&response, sent),
                 Err(status) => status,
             };
             let refusal = refusal(&status);

@@ -292,17 +292,28 @@ mod tests {
         listening.recv().unwrap();
     }
 
+    /// Within a generous time: a packet may be lost, and processes may be slow to start.
+    fn comes_to_reach(network: &Network, from: &str, to: &str) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if reachable(network, from, to) {
+                return true;
+            }
+        }
+        false
+    }
+
     #[test]
     fn faults_come_and_go_and_leave_the_client_alone() {
         let Some(network) = Network::for_test(&["a", "b", "c"]).expect("a network") else { return };
         ["a", "b", "c"].iter().for_each(|name| echo(&network, name));
-        let all = |network: &Network| reachable(network, "a", "b") && reachable(network, "b", "a");
+        let all = |network: &Network| comes_to_reach(network, "a", "b") && comes_to_reach(network, "b", "a");
         assert!(all(&network));
         // One way is enough to keep a connection from coming up in both.
         let cut = Fault::one_way("a", "b");
         network.apply(&cut).unwrap();
         assert!(!reachable(&network, "a", "b") && !reachable(&network, "b", "a"));
-        assert!(reachable(&network, "a", "c") && reachable(&network, "b", "c"));
+        assert!(comes_to_reach(&network, "a", "c") && comes_to_reach(&network, "b", "c"));
         network.heal(&cut).unwrap();
         assert!(all(&network));
         assert!(network.heal(&cut).is_err(), "it is healed already");

@@ -79,19 +79,24 @@ fn links() -> Result<Vec<String>> {
 /// Removes the namespaces and links of test processes that are gone, and the servers that were left in them.
 pub(super) fn remove_stale(prefix: &str, link_prefix: &str) -> Result<()> {
     for namespace in namespaces()?.iter().filter(|name| is_stale(name, prefix)) {
-        for process in run("ip", &["netns", "pids", namespace])?.split_whitespace() {
+        // Another test may be removing the same one.
+        for process in run("ip", &["netns", "pids", namespace]).unwrap_or_default().split_whitespace() {
             let process = process.parse().ok().and_then(Pid::from_raw);
             // It may end by itself in between.
             if let Some(Err(error)) = process.map(|process| kill_process(process, Signal::KILL)) {
                 eprintln!("cannot kill a server that was left behind: {error}");
             }
         }
-        // Another test may remove the same one.
         if let Err(error) = ip(&["netns", "delete", namespace]) {
             eprintln!("{error:#}");
         }
     }
-    links()?.iter().filter(|name| is_stale(name, link_prefix)).try_for_each(|link| remove_link(link))
+    for link in links()?.iter().filter(|name| is_stale(name, link_prefix)) {
+        if let Err(error) = remove_link(link) {
+            eprintln!("{error:#}");
+        }
+    }
+    Ok(())
 }
 
 /// Whether a name was made by a process that lives no more: `PREFIX PID - ...`.

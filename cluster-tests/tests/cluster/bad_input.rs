@@ -127,16 +127,16 @@ async fn a_data_directory_of_another_cluster_counts_for_nothing() -> Result<()> 
     cluster.stop_node("n1").await?;
     std::fs::remove_dir_all(cluster.data_dir("n1"))?;
     copy(other.data_dir("n1"), cluster.data_dir("n1"))?;
+    let before = cluster.log("n1").len();
     cluster.start_node("n1")?;
     cluster.give_up("n1");
     cluster.wait_settled().await?;
+    let [theirs, ours] = [&other, &cluster].map(|of| of.address("n1").to_owned());
     let says = |cluster: &Cluster| {
-        ["n1", "n2", "n3"].iter().any(|name| {
-            let log = cluster.log(name);
-            log.contains(&other_id) && log.contains(&system_id)
-        })
+        let log = cluster.log("n1");
+        log[before..].lines().any(|line| line.contains(&theirs) && line.contains(&ours))
     };
-    cluster.wait_for("somebody to name both clusters", PATIENCE, |_| says(&cluster).then_some(())).await?;
+    cluster.wait_for("n1 to say that its data is another node's", PATIENCE, |_| says(&cluster).then_some(())).await?;
     let unlisted = |view: &View| {
         let listed = view.answer("n2")?.sync.clone()?.members;
         (!listed.contains(&"n1".to_owned())).then_some(())
@@ -247,6 +247,9 @@ async fn a_client_is_told_what_is_wrong_with_its_request() -> Result<()> {
     cluster.finish().await
 }
 
+/// Many times as many as the server takes, and fewer than this process may have files.
+const FLOOD: usize = 500;
+
 /// Memory of a process that is in RAM, in MiB.
 fn resident_mib(process: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
@@ -254,14 +257,15 @@ fn resident_mib(process: u32) -> Result<u64> {
     Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? / 1024)
 }
 
-/// Opens connections that say nothing, for ever, and keeps the last thousand of them open.
+/// Opens connections that say nothing, for ever, and keeps the last [`FLOOD`] of them open.
 async fn flood(address: String) {
     let mut open = std::collections::VecDeque::new();
     loop {
-        if let Ok(stream) = tokio::net::TcpStream::connect(&address).await {
-            open.push_back(stream);
+        match tokio::net::TcpStream::connect(&address).await {
+            Ok(stream) => open.push_back(stream),
+            Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
         }
-        if open.len() > 1_000 {
+        if open.len() > FLOOD {
             open.pop_front();
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -269,7 +273,7 @@ async fn flood(address: String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_idle_connections_keep_no_member_out() -> Result<()> {
+async fn idle_connections_without_end_keep_no_member_out() -> Result<()> {
     let options = Options { arguments: ["--max-connections", "64"].map(str::to_owned).to_vec(), ..Options::default() };
     let mut cluster = Cluster::start(&options).await?;
     let primary = cluster.wait_settled().await?;
@@ -301,12 +305,17 @@ async fn a_thousand_idle_connections_keep_no_member_out() -> Result<()> {
     tokio::time::timeout(PATIENCE, operator).await.context("no operator is let in")?;
 
     // A member that comes back reaches the primary all the same, and who was there before is served.
+    let streams_since = |standbys: &[v1::StandbyStatus]| {
+        let streams = |one: &&v1::StandbyStatus| one.name == standby && one.connected && one.state == "streaming";
+        standbys.iter().find(streams).map(|one| one.since_ms)
+    };
+    let killed = streams_since(&client.replication().await?.standbys).context("the standby streams")?;
     cluster.kill9(&standby)?;
     cluster.start_node(&standby)?;
     let streams = async {
         loop {
             let standbys = client.replication().await?.standbys;
-            if standbys.iter().any(|one| one.name == standby && one.connected && one.state == "streaming") {
+            if streams_since(&standbys).is_some_and(|since_ms| since_ms > killed) {
                 return Ok::<_, tonic::Status>(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -53,13 +53,14 @@ impl Case {
         lasts: Duration,
         end: impl FnOnce(&Compose, &str) -> Result<()>,
     ) -> Result<()> {
+        let primary = self.scenario.cluster.wait_settled().await.with_context(|| self.compose.logs())?;
         let timeline = self.scenario.workload.progress().timeline();
-        begin(&self.compose, &self.primary)?;
+        begin(&self.compose, &primary)?;
         let lasts = tokio::time::sleep(lasts);
         self.fails_over(timeline).await?;
         lasts.await;
-        end(&self.compose, &self.primary)?;
-        let rejoined = self.scenario.cluster.wait_rejoined(&self.primary, PATIENCE).await;
+        end(&self.compose, &primary)?;
+        let rejoined = self.scenario.cluster.wait_rejoined(&primary, PATIENCE).await;
         rejoined.with_context(|| self.compose.logs()).map(drop)
     }
 

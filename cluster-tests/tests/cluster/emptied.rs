@@ -31,6 +31,7 @@ async fn an_emptied_node_never_votes_bootstraps_or_counts() -> Result<()> {
     scenario.cluster.wait_for("the emptied node to be off the sync list", PATIENCE, listed).await?;
 
     // One of three voters is left: with the emptied node there would be a majority.
+    let primary = scenario.primary().await?;
     let before = scenario.workload.progress();
     scenario.cluster.kill9(&primary)?;
     let begin = Instant::now();

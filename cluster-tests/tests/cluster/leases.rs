@@ -36,14 +36,18 @@ async fn a_primary_answers_by_itself_while_its_lease_runs_and_no_longer() -> Res
     }
     let frozen = Instant::now();
     // A majority is silent from here on: by quorum none of these could be answered.
-    for number in 0..100 {
-        read(&client).await.with_context(|| format!("read {number} under the lease"))?;
+    let mut reads = 0;
+    while frozen.elapsed() < LEASE / 3 {
+        read(&client).await.with_context(|| format!("read {reads} under the lease"))?;
+        reads += 1;
     }
-    ensure!(frozen.elapsed() < LEASE / 2, "100 reads took {:?}", frozen.elapsed());
+    ensure!(reads > 0, "nothing was read under the lease");
     let refused = loop {
         match read(&hurried).await {
             Ok(_) => ensure!(frozen.elapsed() < LEASE, "it answers {:?} after the last grant", frozen.elapsed()),
-            Err(status) => break status,
+            Err(status) if refusal(&status).is_some() => break status,
+            // Its own clock may end a request before the node's word is here.
+            Err(status) => ensure!(frozen.elapsed() < PATIENCE, "the primary does not say why: {status:?}"),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
@@ -99,6 +103,7 @@ async fn leases_come_and_go_while_clients_read() -> Result<()> {
     }
     let refused = client.set_settings(&[("primary_lease", "5s")]).await.expect_err("longer than primary_timeout");
     ensure!(refused.message().contains("primary_timeout is 1s"), "{refused:?}");
+    let primary = scenario.cluster.wait_settled().await?;
     let old = scenario.workload.progress().timeline();
     scenario.cluster.kill9(&primary)?;
     scenario.workload.wait_timeline_after(old, PATIENCE).await?;

@@ -134,10 +134,19 @@ async fn who_waits_for_whom_is_told_and_a_cancelled_wait_is_unknown() -> Result<
     ensure!(unknown.reason == Reason::CommitOutcomeUnknown && unknown.get("why") == Some("cancelled"), "{unknown:?}");
 
     // A deadline is unknown too. Later the request id tells what became of both.
-    let late = cluster.client(&primary, Duration::from_millis(300));
+    client.set_settings(&[("commit_deadline", "300ms")]).await?;
     let second = put("b", v1::Durability::RemoteApply);
-    let error = late.commit(second.clone()).await.expect_err("the standby is frozen");
+    let began = Instant::now();
+    let error = client.commit(second.clone()).await.expect_err("the standby is frozen");
+    ensure!(
+        began.elapsed() < ANSWER_TIMEOUT / 2,
+        "commit_deadline was changed, and not gone by: {:?}",
+        began.elapsed()
+    );
+    let unknown = refusal(&error).context("a refusal of our own")?;
+    ensure!(unknown.reason == Reason::CommitOutcomeUnknown && unknown.get("why") == Some("deadline"), "{unknown:?}");
     ensure!(error.code() == Code::DeadlineExceeded, "{error:?}");
+    client.set_settings(&[("commit_deadline", "30s")]).await?;
     cluster.thaw(&frozen)?;
     for request in [waits, second] {
         let done = client.commit(request).await?;

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::availability::Availability;
-use cluster_tests::cluster::Options;
+use cluster_tests::cluster::{Options, PATIENCE};
 use cluster_tests::history::Nanos;
 use cluster_tests::network::{Delay, Fault, Network};
 use cluster_tests::scenario::{SOME, Scenario, Verdict};
+use cluster_tests::view::View;
 use understudy_types::TimelineId;
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -47,6 +48,8 @@ struct Case {
     network: Arc<Network>,
     scenario: Scenario,
     roles: Roles,
+    /// What was present when all was well.
+    timeline: TimelineId,
     /// When the first fault began.
     from: Option<Nanos>,
     /// When the last one was healed.
@@ -70,14 +73,16 @@ impl Case {
         let Some(network) = Network::for_test(&NODES)? else { return Ok(None) };
         prepare(&network)?;
         let mut scenario = Scenario::begin_with(&options.network(&network)).await?;
-        let primary = scenario.cluster.wait_settled().await?;
-        let view = scenario.cluster.view().await;
-        let leader = view.primary().and_then(|answer| Some(answer.raft.as_ref()?.leader.clone()));
-        let leader = leader.context("a settled cluster has a Raft leader")?;
+        let names = scenario.cluster.names();
+        let roles = |view: &View| {
+            let primary = view.settled(&names, None)?;
+            Some((primary, view.primary()?.raft.as_ref()?.leader.clone(), view.timeline()))
+        };
+        let (primary, leader, timeline) = scenario.cluster.wait_for("a settled cluster", PATIENCE, roles).await?;
         let follower = NODES.iter().find(|name| **name != primary && **name != leader).context("one of three")?;
         let roles = Roles { follower: (*follower).to_owned(), primary, leader };
         scenario.workload.cling_to(&scenario.cluster, &roles.primary);
-        Ok(Some(Case { name, network, scenario, roles, from: None, to: 0 }))
+        Ok(Some(Case { name, network, scenario, roles, timeline, from: None, to: 0 }))
     }
 
     fn apply(&mut self, fault: &Fault) -> Result<()> {
@@ -116,11 +121,12 @@ impl Case {
         self.heal(fault).await
     }
 
-    /// Judges, and gives how often another timeline was begun.
+    /// Judges, and gives how often another timeline was begun since all was well.
     async fn end(self) -> Result<usize> {
-        let Case { name, network, scenario, from, to, .. } = self;
+        let Case { name, network, scenario, timeline, from, to, .. } = self;
         let verdict: Verdict = scenario.judged().await?;
-        let elections = verdict.history.timelines.switches().len() - 1;
+        let begun = verdict.history.timelines.switches().iter().filter(|switch| switch.timeline > timeline);
+        let elections = begun.count();
         println!(
             "partition={name} {} elections={elections} lost={} duplicated={} violations={}",
             Availability::during(&verdict.history, from.unwrap_or_default(), to),

@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::cluster::PATIENCE;
 use cluster_tests::compose::{Compose, workspace};
 use cluster_tests::lines::blocks;
 use cluster_tests::ports;
@@ -15,6 +14,8 @@ use cluster_tests::process::server_binary;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 const LOOK: Duration = Duration::from_millis(50);
+/// For all lines below a heading: containers are made, and a failover is waited for.
+const LINES_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// The lines below a heading, in one piece: what a block sets, the next one uses.
 fn lines_under(heading: &str) -> Result<String> {
@@ -44,7 +45,7 @@ async fn copied(lines: &str, folder: &Path, environment: Vec<(String, String)>) 
             tokio::time::sleep(LOOK).await;
         }
     };
-    let ended = tokio::time::timeout(PATIENCE, ended).await;
+    let ended = tokio::time::timeout(LINES_TIMEOUT, ended).await;
     // The group is gone where nothing was left.
     let killed = kill_process_group(group, Signal::KILL);
     let said = || {

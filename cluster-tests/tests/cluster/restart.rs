@@ -14,6 +14,7 @@ use cluster_tests::cluster::{Cluster, Options, PATIENCE};
 use cluster_tests::scenario::{SOME, Scenario};
 use cluster_tests::view::View;
 
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a cluster that must not open is watched: several times `primary_timeout`.
 const WATCH: Duration = Duration::from_secs(4);
 
@@ -82,42 +83,53 @@ async fn the_most_advanced_node_is_held_back() -> Result<()> {
     opens_and_ends_well(scenario, &[&primary]).await
 }
 
-/// Five nodes, of which only n1, the primary, and n2, the sync standby, have everything for sure.
-fn five() -> Options {
-    let names = ["n1", "n2", "n3", "n4", "n5"].map(str::to_owned).to_vec();
-    let options = Options { names, listed: Some(1), ..Options::default() };
-    options.sync("FIRST 1 (n2, n1, n3, n4, n5)", "required").node("n1", &["--failover-priority", "1000"])
+/// Whichever of these comes back first: the other one comes last.
+enum First {
+    Primary,
+    SyncStandby,
 }
 
-/// Whether n1 is the primary and n2 the one and only sync standby.
-fn as_planned(view: &View) -> Option<()> {
-    let primary = view.primary()?;
-    let listed = &primary.sync.as_ref()?.members;
-    (primary.primary == "n1" && listed.iter().eq(["n2"])).then_some(())
-}
-
-async fn blocked_until(name: &str, later: &str) -> Result<()> {
+/// Five nodes, of which only the primary and the one sync standby have everything for sure.
+async fn blocked_until(first: First) -> Result<()> {
     // INV-DURABLE: three of five are a majority, and still nobody may open.
-    let mut scenario = Scenario::begin_with(&five()).await?;
-    scenario.cluster.wait_for("n1 to be primary and n2 its sync standby", PATIENCE, as_planned).await?;
-    kill_all(&mut scenario).await?;
-    for behind in ["n3", "n4", "n5"] {
-        scenario.cluster.start_node(behind)?;
+    let names = ["n1", "n2", "n3", "n4", "n5"].map(str::to_owned).to_vec();
+    let options = Options { names, listed: Some(1), ..Options::default() }.sync("FIRST 1 (*)", "required");
+    let mut scenario = Scenario::begin_with(&options).await?;
+    let primary = scenario.cluster.wait_settled().await?;
+    let others: Vec<String> = scenario.cluster.names().into_iter().filter(|name| *name != primary).collect();
+    let (standby, behind) = others.split_first().context("four standbys")?;
+    let rule = format!("FIRST 1 ({standby}, {primary}, {})", behind.join(", "));
+    let client = scenario.cluster.client(&primary, ANSWER_TIMEOUT);
+    client.set_settings(&[("synchronous_standby_names", &rule)]).await?;
+    let as_planned = |view: &View| {
+        let answer = view.primary()?;
+        (answer.primary == primary && answer.sync.as_ref()?.members.iter().eq([standby])).then_some(())
+    };
+    let what = format!("{standby} to be the one sync standby of {primary}");
+    scenario.cluster.wait_for(&what, PATIENCE, as_planned).await?;
+    let killed = kill_all(&mut scenario).await?;
+    ensure!(killed == primary, "{killed} was promoted in the place of {primary}");
+    for name in behind {
+        scenario.cluster.start_node(name)?;
     }
     let text = scenario.cluster.wait_for("the election to be blocked", PATIENCE, |view| view.blocked()).await?;
     println!("blocked: {text}");
-    ensure!(text.contains("n2"), "the text does not name the missing node: {text}");
+    ensure!(text.contains(standby), "the text does not name the missing node: {text}");
     stays_closed(&scenario.cluster).await?;
-    scenario.cluster.start_node(name)?;
-    opens_and_ends_well(scenario, &[later]).await
+    let (first, last) = match first {
+        First::Primary => (&primary, standby),
+        First::SyncStandby => (standby, &primary),
+    };
+    scenario.cluster.start_node(first)?;
+    opens_and_ends_well(scenario, &[last]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blocked_until_the_sync_standby_comes() -> Result<()> {
-    blocked_until("n2", "n1").await.context("the old primary, the most advanced, comes last")
+    blocked_until(First::SyncStandby).await.context("the old primary, the most advanced, comes last")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blocked_until_the_old_primary_comes() -> Result<()> {
-    blocked_until("n1", "n2").await.context("the sync standby comes last")
+    blocked_until(First::Primary).await.context("the sync standby comes last")
 }
