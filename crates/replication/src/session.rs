@@ -302,7 +302,7 @@ impl<H: UpstreamHooks> Session<H> {
             return RpcError::wal_damaged(message, segment, from).into();
         }
         Status::internal(format!(
-            "WAL segment {segment} is damaged on this node at {at}: {why}; promote another node, or take the standby off the sync list to have it seeded"
+            "WAL segment {segment} is damaged on this node at {at}: {why}; stop this node to have another one take over, or take the standby off the sync list to have it seeded"
         ))
     }
 
