@@ -52,7 +52,8 @@ impl View {
     }
 
     /// The primary's name when the cluster of these nodes is settled: all answer and agree, every standby
-    /// streams by its own word and the primary's, `listed` of them (none: all) are in the sync list, the primary takes writes, and the Raft leader is
+    /// streams by its own word and the primary's, `listed` of them (none: all) are in the sync list, the primary takes
+    /// writes, and the Raft leader is
     /// another node.
     pub fn settled(&self, names: &[String], listed: Option<usize>) -> Option<String> {
         let primary = self.primary()?;

@@ -10,7 +10,7 @@ use cluster_tests::cluster::{Cluster, Options, PATIENCE};
 use cluster_tests::view::View;
 use understudy_rpc::v1::{Consistency, Durability};
 
-use crate::seeding::{fill, fill_at};
+use crate::seeding::{fill, fill_at, segments};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const VALUES: usize = 20;
@@ -92,9 +92,10 @@ async fn n3_needs_what_is_damaged(cluster: &mut Cluster) -> Result<String> {
     Ok(needed)
 }
 
-/// Flips a byte of n1's WAL a segment after the last that n3 has. Gives the segment's name.
+/// Flips a byte of n1's WAL, in the second segment after the last that n3 has. Gives the segment's name.
 fn damage_what_n3_needs(cluster: &Cluster) -> Result<String> {
-    let last = last_segment(&cluster.data_dir("n3").join("wal"))?;
+    let last = segments(&cluster.data_dir("n3").join("wal"))?.pop().context("a segment")?;
+    let last = last.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (high, low) = (&last[..16], u64::from_str_radix(&last[16..], 16)?);
     let needed = format!("{high}{:08X}", low + 2);
     flip_a_byte(&cluster.data_dir("n1").join("wal").join(&needed), SEGMENT_BYTES / 2)?;
@@ -156,13 +157,6 @@ async fn a_standby_on_the_sync_list_keeps_what_it_has_when_the_primarys_wal_is_d
         ensure!(all(&cluster, &name).await? == MANY, "{name} has not all that was written");
     }
     cluster.finish().await
-}
-
-fn last_segment(wal: &Path) -> Result<String> {
-    let names = std::fs::read_dir(wal)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-    let mut names = names.collect::<Result<Vec<_>>>()?;
-    names.retain(|name| name.len() == 24);
-    names.into_iter().max().context("a segment")
 }
 
 #[tokio::test(flavor = "multi_thread")]

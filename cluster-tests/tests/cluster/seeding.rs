@@ -50,7 +50,8 @@ pub async fn fill_at(cluster: &Cluster, tag: &str, values: usize, level: v1::Dur
     Ok(())
 }
 
-fn segments(wal: &Path) -> Result<Vec<std::path::PathBuf>> {
+/// The segment files of a log, in their order.
+pub fn segments(wal: &Path) -> Result<Vec<std::path::PathBuf>> {
     let mut found: Vec<_> =
         std::fs::read_dir(wal)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
     found.retain(|path| path.file_name().is_some_and(|name| name.len() == 24));

@@ -177,13 +177,8 @@ async fn one_of_three_that_has_led_for_a_while_hands_over_at_once() {
 
 /// The library's own lease runs from a leader's election on.
 async fn leads_for_long(leader: &TestNode) {
-    let since = leader.control.core.leading_since.clone();
-    let long_enough = async {
-        while since.borrow().is_none_or(|since| since.elapsed() <= 2 * timing::ELECTION_TIMEOUT_MAX) {
-            tokio::time::sleep(timing::HEARTBEAT_INTERVAL).await;
-        }
-    };
-    timeout(PATIENCE, long_enough).await.expect("it leads for a while");
+    let since = until(&leader.control.core.leading_since, "it leads", Option::is_some).await.expect("it leads");
+    tokio::time::sleep_until(since + 2 * timing::ELECTION_TIMEOUT_MAX).await;
 }
 
 #[tokio::test]
@@ -233,7 +228,6 @@ async fn a_leader_keeps_its_place_while_it_is_followed() {
             if reply.expect("no failure").vote_granted {
                 return;
             }
-            tokio::time::sleep(timing::HEARTBEAT_INTERVAL).await;
         }
     };
     timeout(PATIENCE, granted).await.expect("a vote");

@@ -1,9 +1,9 @@
 //! Raft leadership from this node to another.
 //!
 //! The library has no transfer of leadership; it is made of what there is. A voter refuses candidates for the
-//! length of a leader's lease after each message of the leader, and a leader itself, once it has led for that long, grants its vote to
-//! whom it has asked to stand. So the target wins at once where its own vote and the leader's are a majority (three voters).
-//! With more voters the leader first falls silent until their leases are over.
+//! length of a leader's lease after each message of the leader, and a leader itself, once it has led for that long, grants
+//! its vote to whom it has asked to stand. So the target wins at once where its own vote and the leader's are a majority
+//! (three voters). With more voters the leader first falls silent until their leases are over.
 //!
 //! A target that stands and loses has a higher term all the same and deposes the leader: it is asked only when it
 //! has the whole log. A command that is proposed meanwhile goes first (it may be what a failover waits for): the

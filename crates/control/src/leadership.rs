@@ -4,11 +4,12 @@
 //! that matters does; the failure that ends the process; and since when this node leads, and is followed. Beside it
 //! runs the watch of a node that stands aside.
 //!
-//! A leader that is followed keeps its place against who does not hear it ([`keeps_its_place`]). The library's voters refuse other
-//! candidates for as long as they hear their leader, but its leader refuses nobody: with three voters, a node that the
-//! others hear and that hears nobody (behind a firewall that swallows what comes in) would win with the leader's own vote,
-//! and then decide by what it cannot hear. Who does hear the leader, and has stood, deposes it by its answer to the next
-//! heartbeat: so a ballot is held back for as long as that takes, and a node that was frozen is elected as before.
+//! A leader that is followed keeps its place against who does not hear it ([`keeps_its_place`]). The library's voters
+//! refuse other candidates for as long as they hear their leader, but its leader refuses nobody: with three voters, a node
+//! that the others hear and that hears nobody (behind a firewall that swallows what comes in) would win with the leader's
+//! own vote, and then decide by what it cannot hear. Who does hear the leader, and has stood, deposes it by its answer to
+//! the next heartbeat: so a ballot is held back for as long as that takes, and a node that was frozen is elected as
+//! before.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -158,8 +159,8 @@ impl Derived {
     }
 }
 
-/// The refusal of `ballot` by a leader that a majority has followed within the length of a lease, and that its messages to the candidate
-/// do not depose; not of whom it asked to stand. None when the ballot is the library's to decide.
+/// The refusal of `ballot` by a leader that a majority has followed within the length of a lease, and that its messages to
+/// the candidate do not depose; not of whom it asked to stand. None when the ballot is the library's to decide.
 pub(crate) async fn keeps_its_place(core: &Core, ballot: &BallotRequest) -> Option<Ballot> {
     let candidate = ballot.vote.leader_id().voted_for().map(NodeId::new);
     let within = |since: &Instant, limit: Duration| since.elapsed() <= limit;

@@ -165,9 +165,7 @@ impl UpstreamHooks for Upstream {
             (state.seed_source.clone(), state.served.as_ref().map(|served| served.sync.clone()))
         };
         let (Some(SeedSource { engine, .. }), Some(sync)) = (source, sync) else { return false };
-        let status = sync.status();
-        let rules = [Some(&status.list), status.change.as_ref().map(|change| &change.list)];
-        if rules.into_iter().flatten().any(|list| list.members.contains(&standby)) {
+        if sync.status().counts_on(standby) {
             return false;
         }
         // A seed begins with the segment that it ends in.

@@ -75,8 +75,9 @@ pub trait UpstreamHooks: Send + Sync + 'static {
     /// Whether `node` is a member that may have this node's log.
     fn is_member(&self, node: NodeId) -> bool;
 
-    /// This node's log is damaged at `at`, where `standby` needs it. Whether it is to be seeded past that: what the log said stands in the
-    /// store, and nobody counts on what the standby has. Otherwise it asks again, until people have looked at it.
+    /// This node's log is damaged at `at`, where `standby` needs it. Whether it is to be seeded past that: what the log
+    /// said stands in the store, and nobody counts on what the standby has. Otherwise it asks again, until people have
+    /// looked at it.
     fn seeds_past_damage(&self, standby: NodeId, at: Lsn) -> bool;
 
     /// A standby was taken on; none to refuse it (its timeline is not served any more). It begins in state startup.

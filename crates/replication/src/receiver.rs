@@ -241,7 +241,8 @@ impl WalReceiver {
         }
     }
 
-    /// The name of the segment that this node needs and the upstream has removed, or finds damaged; none as long as streaming may help.
+    /// The name of the segment that this node needs and the upstream has removed, or finds damaged; none as long as
+    /// streaming may help.
     pub fn wal_gone(&self) -> Option<&str> {
         match &self.failure {
             Some(Failure::WalGone { segment, .. }) => Some(segment),

@@ -224,7 +224,6 @@ impl<H: UpstreamHooks> v1::replication_server::Replication for ReplicationServic
             fetches: start.fetch.is_some(),
             hooks: Arc::clone(&self.hooks),
             wal: source.wal.clone(),
-            segment_size: source.format.segment_size,
             appended,
             safe,
             admission,

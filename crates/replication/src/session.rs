@@ -20,7 +20,7 @@ use tonic::{Status, Streaming};
 use understudy_engine::Mark;
 use understudy_rpc::error::RpcError;
 use understudy_rpc::v1;
-use understudy_types::{Lsn, NodeId, SegmentSize};
+use understudy_types::{Lsn, NodeId};
 use understudy_wal::{Chunk, Decoder, Wal, WalError, WalReader};
 
 use crate::hooks::{ConnectionId, UpstreamHooks};
@@ -35,8 +35,6 @@ const LAST_MESSAGE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Before a standby is told that the WAL which it needs is damaged.
 const DAMAGE_PAUSE: Duration = Duration::from_secs(1);
-/// Read at a time, where only the ends of records are looked for.
-const CHECK_BYTES_MAX: usize = 1 << 20;
 
 type Outbound = mpsc::Sender<Result<v1::FromUpstream, Status>>;
 
@@ -92,7 +90,6 @@ pub(crate) struct Session<H: UpstreamHooks> {
     pub(crate) hooks: Arc<H>,
     /// Where the reader reads.
     pub(crate) wal: Wal,
-    pub(crate) segment_size: SegmentSize,
     pub(crate) appended: watch::Receiver<Lsn>,
     pub(crate) safe: watch::Receiver<Lsn>,
     pub(crate) admission: Admission,
@@ -283,9 +280,8 @@ impl<H: UpstreamHooks> Session<H> {
         }
         if self.first_record.is_some() {
             // Where no record begins nothing good is found either.
-            let (wal, size) = (self.wal.clone(), self.segment_size);
-            let checked = tokio::task::spawn_blocking(move || is_record_end(&wal, size, from)).await;
-            match checked {
+            let wal = self.wal.clone();
+            match tokio::task::spawn_blocking(move || wal.is_record_end(from)).await {
                 Ok(Ok(true)) => {}
                 Ok(Err(error)) if is_corrupt(&error) => {}
                 Ok(Ok(false)) => return not_a_prefix(from, &"a record stands across it"),
@@ -342,17 +338,6 @@ impl<H: UpstreamHooks> Session<H> {
 
 fn is_corrupt(error: &WalError) -> bool {
     matches!(error, WalError::Corrupt { .. })
-}
-
-/// Whether a record of `wal` ends at `at`. Blocks on IO.
-fn is_record_end(wal: &Wal, size: SegmentSize, at: Lsn) -> Result<bool, WalError> {
-    let mut reader = wal.reader(size.start_of(size.segment_of(at)));
-    while reader.position() < at {
-        if reader.read(at, CHECK_BYTES_MAX)?.is_none() {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 fn not_a_prefix(end: Lsn, why: &dyn std::fmt::Display) -> Status {

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use understudy_types::{Lsn, Position, SegmentNo, SegmentSize, SystemId, TimelineHistory, TimelineId};
 
+use crate::cut;
 use crate::decoder::record_end;
 use crate::directory::Directory;
 use crate::error::WalError;
@@ -232,6 +233,19 @@ impl Wal {
         drop(state);
         shared.work.notify_one();
         Ok(end)
+    }
+
+    /// Whether a record ends at `lsn`: its segment is read from the begin up to there. Blocks on IO.
+    ///
+    /// # Errors
+    /// [`WalError::Removed`] below what is kept; [`WalError::Corrupt`] when what lies before it is damaged; [`WalError::Io`].
+    pub fn is_record_end(&self, lsn: Lsn) -> Result<bool, WalError> {
+        let shared = self.shared();
+        let chain = Arc::clone(&shared.lock().chain);
+        let found = cut::is_record_end(&shared.directory, &chain, lsn);
+        // Looked at afterwards: the file may have been removed, or used again, under the read.
+        let first = shared.lock().first;
+        if lsn < first { Err(shared.directory.removed(&chain, lsn, first)) } else { found }
     }
 
     /// Begins a timeline at the end of the log: the latest of `history`, whose switch LSN must be there. Nothing

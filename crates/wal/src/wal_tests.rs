@@ -295,7 +295,11 @@ fn a_cut_that_meets_damage_latches_it() {
     let mut log = Log::new();
     let ends: Vec<Lsn> = (0..5).map(|number| log.append(&commit(number, 100)).expect("open")).collect();
     log.wal.flush().expect("open");
+    assert!(log.wal.is_record_end(ends[3]).expect("readable"));
+    assert!(!log.wal.is_record_end(ends[2].advance(8)).expect("readable"), "within a record");
     log.files.flip_bit(&path_of(1, 1), 200, 1);
+    assert!(log.wal.is_record_end(ends[3]).expect_err("corrupt").is_damage());
+    assert!(log.wal.failure().borrow().is_none(), "who only looks ends nothing");
     let error = log.truncate(ends[3]).expect_err("corrupt");
     assert!(error.is_damage(), "{error}");
     let failure = log.wal.failure().borrow().clone().expect("latched");

@@ -31,6 +31,15 @@ pub struct SyncStatus {
     pub standbys: BTreeMap<NodeId, StandbySync>,
 }
 
+impl SyncStatus {
+    /// Whether what a standby has may be one of the copies that an acknowledgement counted, or will be: it is on the list, or on
+    /// the one that the list is changed to.
+    pub fn counts_on(&self, standby: NodeId) -> bool {
+        let changed = self.change.as_ref().map(|change| &change.list);
+        [Some(&self.list), changed].into_iter().flatten().any(|list| list.members.contains(&standby))
+    }
+}
+
 /// A change of the list that is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyncChange {
@@ -146,4 +155,29 @@ pub enum SyncWait {
         /// Of the wanted list.
         mode: SyncMode,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_counts_on_either_list_while_it_changes() {
+        let [listed, coming, other] = [1, 2, 3].map(NodeId::new);
+        let list = |node| SyncList { mode: SyncMode::Preferred, members: [node].into(), acks: 1 };
+        let mut status = SyncStatus {
+            safe_lsn: Lsn::INVALID,
+            remote_write_lsn: Lsn::INVALID,
+            remote_apply_lsn: Lsn::INVALID,
+            list: list(listed),
+            generation: Generation::new(1),
+            wanted: list(other),
+            change: None,
+            waits: Vec::new(),
+            standbys: BTreeMap::new(),
+        };
+        assert_eq!([listed, coming, other].map(|node| status.counts_on(node)), [true, false, false]);
+        status.change = Some(SyncChange { list: list(coming), proposed: None });
+        assert_eq!([listed, coming, other].map(|node| status.counts_on(node)), [true, true, false]);
+    }
 }
